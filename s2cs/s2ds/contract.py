@@ -1,0 +1,168 @@
+"""The S2DS contract: six verbs between the control server and whatever carries the data.
+
+S2CS knows nothing below this. A data server owns its sockets, processes and their files; S2CS owns
+sessions. All verbs take the id of a tunnel, which S2CS chooses and never uses twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from scistream.vocabulary import Endpoint, Rate, Role, Uid
+from scistream.x509 import Credentials
+
+
+class Capability(StrEnum):
+    """What a backend may be able to do."""
+
+    MUTUAL_TLS = "mutual-tls"
+    PSK = "psk"  # TLS with a pre-shared key, for clients without credentials
+    UDP = "udp"
+    RATE_LIMIT = "rate-limit"
+    GRACEFUL_STOP = "graceful-stop"  # lets running streams end before it exits
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """A backend as found on this node."""
+
+    name: str
+    capabilities: frozenset[Capability]
+    version: str = ""  # empty when it cannot be used
+    reason: str = ""  # why not, and what mends it
+
+    @property
+    def available(self) -> bool:
+        """True when tunnels can be opened with it."""
+        return not self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelSpec:
+    """One side of one session, as its data server needs to know it."""
+
+    id: str
+    uid: Uid
+    role: Role  # PROD: TLS on the WAN address to plain; CONS: plain on the LAN address to TLS
+    num_conn: int
+    backend: str = "auto"
+    rate: Rate = Rate()
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What `reserve` took: bound sockets, and a key whose request is to be signed."""
+
+    backend: str
+    listeners: tuple[Endpoint, ...]  # as the other side is to reach them
+    csr: bytes  # PKCS#10, DER
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """Where listener i leads (targets[i % len]; IP addresses, never names), and the credentials."""
+
+    targets: tuple[Endpoint, ...]
+    credentials: Credentials
+
+
+class TunnelState(StrEnum):
+    """The process behind a tunnel."""
+
+    RESERVED = "RESERVED"  # no process yet, sockets bound
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    BACKOFF = "BACKOFF"  # died; will be started again on the same sockets
+    STOPPING = "STOPPING"
+    FATAL = "FATAL"  # died too often; stop() gives back what is left
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelStatus:
+    """One tunnel, as `list` sees it."""
+
+    id: str
+    state: TunnelState
+    backend: str
+    backend_version: str
+    listeners: tuple[Endpoint, ...]
+    pids: tuple[int, ...] = ()
+    restarts: int = 0
+    reason: str = ""  # the last death, with the end of the proxy's log
+    tls_version: str = ""  # as last negotiated on the WAN leg, from the proxy's own log
+    tls_cipher: str = ""
+
+
+class Change(StrEnum):
+    """What `watch` reports. A first start or a stop that was asked for is no news."""
+
+    EXITED = "EXITED"  # died, is being restarted
+    RUNNING = "RUNNING"  # back
+    FATAL = "FATAL"  # given up
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelEvent:
+    """Something happened to a tunnel that nobody asked for."""
+
+    id: str
+    change: Change
+    reason: str = field(default="")
+
+
+class DataServer(Protocol):
+    """Carry the bytes of sessions."""
+
+    async def reserve(self, spec: TunnelSpec) -> Reservation:
+        """Bind `num_conn` listeners and make the tunnel's key.
+
+        Raises:
+            ResourceExhausted: fewer free ports than asked for; nothing is kept.
+            FailedPrecondition: the backend is missing, or cannot do what is asked.
+            InvalidArgument: no backend of that name.
+            AlreadyExists: the id is in use.
+        """
+        ...
+
+    async def start(self, id: str, bridge: Bridge) -> None:
+        """Open the way; return when connections are served.
+
+        Raises:
+            NotFound: no such tunnel.
+            FailedPrecondition: it was started before.
+            Unavailable: the proxy does not come up; the message ends with its last words.
+        """
+        ...
+
+    async def update(self, id: str, bridge: Bridge) -> None:
+        """Lead new connections elsewhere or with new credentials; running streams go on untouched.
+
+        Raises:
+            NotFound: no such tunnel.
+            FailedPrecondition: it is not running.
+            Unavailable: the proxy refuses the new configuration; the old one goes on.
+        """
+        ...
+
+    async def stop(self, id: str) -> None:
+        """End the tunnel and give everything back: processes, sockets, files. Unknown ids are no error."""
+        ...
+
+    async def list(self) -> tuple[TunnelStatus, ...]:
+        """All tunnels there are."""
+        ...
+
+    def watch(self) -> AsyncIterator[TunnelEvent]:
+        """Follow what happens to tunnels, from now on."""
+        ...
+
+    def backends(self) -> tuple[BackendInfo, ...]:
+        """The backends of this node, usable or not."""
+        ...
+
+    def free_ports(self, role: Role) -> int:
+        """How many listeners could still be reserved for a role."""
+        ...

@@ -1,0 +1,374 @@
+"""The rules of a session at one gateway: one table, no clock, no input or output.
+
+`step(session, event, now)` gives the session after the event and the effects to carry out. An event
+that the table does not list for the state raises and changes nothing. The diagram in
+`docs/protocol.md` is generated from `TABLE` (`python -m scistream.diagram`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum, StrEnum
+from types import MappingProxyType
+
+from scistream.errors import FailedPrecondition, InvalidArgument
+from scistream.vocabulary import Endpoint, Rate, Role, Uid
+
+
+class State(StrEnum):
+    """Where a session is in its life."""
+
+    REQUESTED = "REQUESTED"  # REQ has come; ports are being reserved
+    RESERVED = "RESERVED"  # ports are held; waits for Hello
+    ANNOUNCED = "ANNOUNCED"  # the application has said Hello; waits for UpdateTargets
+    STARTING = "STARTING"  # the data server starts
+    ACTIVE = "ACTIVE"  # the way is open
+    RECOVERING = "RECOVERING"  # the proxy died and is being restarted on its sockets
+    CLOSING = "CLOSING"  # everything is being given back
+    RELEASED = "RELEASED"  # ended by its user
+    EXPIRED = "EXPIRED"  # ended by a time-out or the end of its lease
+    FAILED = "FAILED"  # ended by a fault
+
+    @property
+    def ended(self) -> bool:
+        """True when the session holds nothing any more."""
+        return self in _ENDED
+
+
+_ENDED = frozenset({State.RELEASED, State.EXPIRED, State.FAILED})
+
+
+class Effect(Enum):
+    """What the gateway has to do after a step."""
+
+    RESERVE = "reserve"  # bind listeners, make the key and its request; answer Reserved or Broke
+    START = "start"  # open the way; answer Started or Broke
+    UPDATE = "update"  # new targets and credentials for a running data server
+    STOP = "stop"  # give everything back, whatever there is of it; answer Stopped
+    FORWARD = "forward"  # ProdLstn: tell the watchers where ProdApp listens
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """The data server holds these listeners."""
+
+    listeners: tuple[Endpoint, ...]
+    backend: str
+    csr: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """An application announced itself."""
+
+    prod_listeners: tuple[Endpoint, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """UpdateTargets came: where to forward to, and a digest of the credentials."""
+
+    targets: tuple[Endpoint, ...]
+    credentials_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The data server is up, for the first time or again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The proxy died; the data server restarts it."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Broke:
+    """Something could not be done and will not be tried again."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """REL came."""
+
+    reason: str = "released by its user"
+
+
+@dataclass(frozen=True, slots=True)
+class Timeout:
+    """The session's deadline has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The data server has given everything back."""
+
+
+Event = Reserved | Hello | Update | Started | Exited | Broke | Release | Timeout | Stopped
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """How long, in seconds, a session may stay in the states that wait for somebody."""
+
+    reserve: float = 30.0
+    hello: float = 600.0
+    update: float = 120.0
+    start: float = 30.0
+    stop: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What REQ asks of a gateway. Two requests are the same when these are equal."""
+
+    uid: Uid
+    role: Role
+    num_conn: int
+    rate: Rate = Rate()
+    protocol: str = "tcp"
+    producer: str = ""
+    consumer: str = ""
+    lease_s: int = 0
+    backend: str = ""
+    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    hello_key_sha256: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One side of a session, as its gateway knows it. Times are seconds since the epoch."""
+
+    id: str  # this gateway's own name for it: a uid may be used again, an id never is
+    owner: str
+    request: Request
+    created_at: float
+    expires_at: float
+    waits: Waits = Waits()
+    state: State = State.REQUESTED
+    deadline: float = 0.0
+    backend: str = ""
+    listeners: tuple[Endpoint, ...] = ()
+    csr: bytes = b""
+    prod_listeners: tuple[Endpoint, ...] = ()
+    targets: tuple[Endpoint, ...] = ()
+    credentials_sha256: str = ""
+    outcome: State | None = None  # what CLOSING leads to
+    reason: str = ""
+
+    @property
+    def uid(self) -> Uid:
+        """The session's uid."""
+        return self.request.uid
+
+    @property
+    def role(self) -> Role:
+        """The side that this gateway serves."""
+        return self.request.role
+
+
+S, E = State, Effect
+_END: dict[type[Event], tuple[State, tuple[Effect, ...]]] = {
+    Release: (S.CLOSING, (E.STOP,)),
+    Timeout: (S.CLOSING, (E.STOP,)),
+    Broke: (S.CLOSING, (E.STOP,)),
+}
+
+TABLE: dict[State, dict[type[Event], tuple[State, tuple[Effect, ...]]]] = {
+    S.REQUESTED: {
+        **_END,
+        Reserved: (S.RESERVED, ()),
+    },
+    S.RESERVED: {
+        **_END,
+        Hello: (S.ANNOUNCED, (E.FORWARD,)),
+    },
+    S.ANNOUNCED: {
+        **_END,
+        Hello: (S.ANNOUNCED, (E.FORWARD,)),
+        Update: (S.STARTING, (E.START,)),
+    },
+    S.STARTING: {
+        **_END,
+        Hello: (S.STARTING, ()),
+        Update: (S.STARTING, ()),  # only the same again, see step()
+        Started: (S.ACTIVE, ()),
+    },
+    S.ACTIVE: {
+        **_END,
+        Hello: (S.ACTIVE, ()),
+        Update: (S.ACTIVE, (E.UPDATE,)),
+        Started: (S.ACTIVE, ()),
+        Exited: (S.RECOVERING, ()),
+    },
+    S.RECOVERING: {
+        **_END,
+        Hello: (S.RECOVERING, ()),
+        Update: (S.RECOVERING, ()),  # only the same again
+        Started: (S.ACTIVE, ()),
+        Exited: (S.RECOVERING, ()),
+    },
+    # What was under way when the end came answers late; stopping again is harmless and leaks nothing.
+    S.CLOSING: {
+        Stopped: (S.CLOSING, ()),  # leads to the session's outcome, see step()
+        Timeout: (S.CLOSING, (E.STOP,)),
+        Release: (S.CLOSING, ()),
+        Reserved: (S.CLOSING, (E.STOP,)),
+        Started: (S.CLOSING, (E.STOP,)),
+        Exited: (S.CLOSING, ()),
+        Broke: (S.CLOSING, ()),
+    },
+    S.RELEASED: {Release: (S.RELEASED, ()), Stopped: (S.RELEASED, ())},
+    S.EXPIRED: {Release: (S.EXPIRED, ()), Stopped: (S.EXPIRED, ())},
+    S.FAILED: {Release: (S.FAILED, ()), Stopped: (S.FAILED, ())},
+}
+
+_HINTS = {
+    (S.REQUESTED, Hello): "its ports are still being reserved; say Hello again in a moment",
+    (S.REQUESTED, Update): "its ports are still being reserved; wait for the answer to req",
+    (S.RESERVED, Update): "the application has not said Hello yet; say Hello first",
+    (S.STARTING, Update): "its data server is starting with other targets; wait for the answer to the first update",
+    (S.RECOVERING, Update): "its proxy is being restarted; update again in a moment",
+}
+
+_WAITING_FOR = {
+    S.REQUESTED: "the reservation of its ports",
+    S.RESERVED: "the application's Hello",
+    S.ANNOUNCED: "the connection map from its user",
+    S.STARTING: "the start of its data server",
+}
+
+
+def open_session(id: str, owner: str, request: Request, now: float, lease_s: float, waits: Waits) -> Session:
+    """Make the session that a REQ asks for; its first effect is RESERVE."""
+    session = Session(id, owner, request, created_at=now, expires_at=now + lease_s, waits=waits)
+    return _with_deadline(session, now)
+
+
+def step(session: Session, event: Event, now: float) -> tuple[Session, tuple[Effect, ...]]:
+    """Apply an event at a time.
+
+    Args:
+        session: the session before; it is not changed.
+        event: what happened.
+        now: seconds since the epoch; used for deadlines only.
+
+    Returns:
+        The session after, and what to do, in order.
+
+    Raises:
+        FailedPrecondition: the event does not fit the session's state.
+        InvalidArgument: a Hello or Update that names too few or too many addresses.
+    """
+    transition = TABLE[session.state].get(type(event))
+    if transition is None:
+        raise _refusal(session, event)
+    if isinstance(event, Timeout) and now < session.deadline:
+        return session, ()  # the deadline moved while the news of it was on its way
+    state, effects = transition
+    changed = _absorb(session, event, state)
+    if changed is session and state is session.state and isinstance(event, (Hello, Update)):
+        return session, ()  # said again: the same answer, nothing to do
+    if changed.state is not session.state or Effect.STOP in effects:
+        changed = _with_deadline(changed, now)
+    return changed, effects
+
+
+def _refusal(session: Session, event: Event) -> FailedPrecondition:
+    hint = _HINTS.get((session.state, type(event)), "this does not fit it now")
+    if session.state.ended or session.state is S.CLOSING:
+        hint = f"it has ended ({session.reason}); make a new one"
+    return FailedPrecondition(f"session {session.uid} is {session.state}: {hint}")
+
+
+def _absorb(session: Session, event: Event, state: State) -> Session:
+    """Take the event's content into the session."""
+    match event:
+        case Reserved() if session.state is S.REQUESTED:
+            return replace(session, state=state, listeners=event.listeners, backend=event.backend, csr=event.csr)
+        case Hello():
+            return _absorb_hello(session, event, state)
+        case Update():
+            _check_count(session, "remote_listeners", event.targets)
+            if (event.targets, event.credentials_sha256) == (session.targets, session.credentials_sha256):
+                return session
+            if session.state in (S.STARTING, S.RECOVERING):
+                raise _refusal(session, event)
+            return replace(session, state=state, targets=event.targets, credentials_sha256=event.credentials_sha256)
+        case Exited() if session.state is not S.CLOSING:
+            return replace(session, state=state, reason=event.reason)
+        case Started() if session.state is not S.CLOSING:
+            return replace(session, state=state, reason="")
+        case Stopped() if session.state is S.CLOSING:
+            assert session.outcome is not None
+            return replace(session, state=session.outcome, outcome=None)
+        case Release() | Timeout() | Broke() if session.outcome is None and not session.state.ended:
+            outcome, reason = _ending(session, event)
+            return replace(session, state=state, outcome=outcome, reason=reason)
+    return session
+
+
+def _absorb_hello(session: Session, event: Hello, state: State) -> Session:
+    announced = event.prod_listeners
+    if session.role is Role.CONS:
+        announced = ()  # a consumer's addresses mean nothing
+    elif session.state is S.RESERVED or announced:
+        _check_count(session, "prod_listeners", announced)
+    else:
+        announced = session.prod_listeners
+    if session.state is S.RESERVED:
+        return replace(session, state=state, prod_listeners=announced)
+    if announced == session.prod_listeners:
+        return session
+    if session.state is not S.ANNOUNCED:
+        known = ", ".join(map(str, session.prod_listeners))
+        raise FailedPrecondition(
+            f"session {session.uid} already leads to {known}; listen there, or have its owner release it"
+        )
+    return replace(session, prod_listeners=announced)
+
+
+def _check_count(session: Session, name: str, endpoints: tuple[Endpoint, ...]) -> None:
+    if not 1 <= len(endpoints) <= session.request.num_conn:
+        raise InvalidArgument(
+            f"{name} has {len(endpoints)} addresses; session {session.uid} takes 1 to {session.request.num_conn}"
+        )
+
+
+def _ending(session: Session, event: Release | Timeout | Broke) -> tuple[State, str]:
+    match event:
+        case Release():
+            return S.RELEASED, event.reason
+        case Broke():
+            return S.FAILED, event.reason
+        case Timeout():
+            awaited = _WAITING_FOR.get(session.state)
+            if awaited is None or session.deadline >= session.expires_at:
+                return S.EXPIRED, "its lease ended"
+            return S.EXPIRED, f"{awaited} did not come in time"
+
+
+def _with_deadline(session: Session, now: float) -> Session:
+    """Set when the present state's wait ends. Only what has ended waits for nothing."""
+    waits = session.waits
+    match session.state:
+        case S.REQUESTED:
+            deadline = now + waits.reserve
+        case S.RESERVED:
+            deadline = now + waits.hello
+        case S.ANNOUNCED:
+            deadline = now + waits.update
+        case S.STARTING:
+            deadline = now + waits.start
+        case S.ACTIVE | S.RECOVERING:
+            deadline = session.expires_at
+        case S.CLOSING:
+            return replace(session, deadline=now + waits.stop)
+        case _:
+            return replace(session, deadline=float("inf"))
+    return replace(session, deadline=min(deadline, session.expires_at))

@@ -1,0 +1,38 @@
+"""The control channel: TLS 1.3 with bounds, and errors as gRPC statuses.
+
+gRPC has no setting for the lowest TLS version, and BoringSSL does not let TLS 1.3 suites be chosen. So
+the list of suites for TLS 1.2 is reduced to one that neither side can use (it needs a pre-shared key):
+what is left is TLS 1.3. gRPC reads the variable once, when its library is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-PSK-CHACHA20-POLY1305"
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what gRPC logs, callers get as an error
+
+import grpc
+
+from scistream.errors import BY_STATUS, ScistreamError
+
+MAX_MESSAGE_BYTES = 256 * 1024
+MAX_METADATA_BYTES = 16 * 1024
+
+CHANNEL_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+
+
+def status_of(error: ScistreamError) -> grpc.StatusCode:
+    """Give the gRPC status that an error travels as."""
+    return grpc.StatusCode[error.status]
+
+
+def error_from(status: grpc.StatusCode, details: str) -> ScistreamError:
+    """Give the error that a gRPC status stands for."""
+    return BY_STATUS.get(status.name, ScistreamError)(details)

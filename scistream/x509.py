@@ -1,0 +1,268 @@
+"""Certificates: the CA of one session, the leaves of its two gateways, a gateway's own certificate.
+
+A session's CA lives in memory at the user's side and signs exactly two leaves: the producer gateway's
+(serverAuth) and the consumer gateway's (clientAuth). Each names the uid and the role twice, because the
+proxies look in different places: as a DNS name in the subjectAltName, and as CN and UID of the subject.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Self
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from scistream.errors import InvalidArgument
+from scistream.vocabulary import Role, Uid
+
+_SKEW = timedelta(minutes=5)  # how far two facilities' clocks may be apart
+_USAGE = {Role.PROD: ExtendedKeyUsageOID.SERVER_AUTH, Role.CONS: ExtendedKeyUsageOID.CLIENT_AUTH}
+
+
+def peer_name(uid: Uid, role: Role) -> str:
+    """Name the gateway of one side of one session, as its certificate does (a DNS name)."""
+    return f"{role.lower()}.{uid}.scistream.internal"
+
+
+def _session_subject(uid: Uid, role: Role) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, role), x509.NameAttribute(NameOID.USER_ID, uid)])
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """An X.509 certificate; `der` is the wire's form."""
+
+    x509: x509.Certificate
+
+    @classmethod
+    def from_der(cls, der: bytes) -> Self:
+        """Read a certificate.
+
+        Raises:
+            InvalidArgument: the bytes are no certificate.
+        """
+        try:
+            return cls(x509.load_der_x509_certificate(der))
+        except ValueError:
+            raise InvalidArgument("the bytes given as a certificate are not one in DER") from None
+
+    @property
+    def der(self) -> bytes:
+        """The certificate in DER."""
+        return self.x509.public_bytes(serialization.Encoding.DER)
+
+    @property
+    def pem(self) -> bytes:
+        """The certificate in PEM."""
+        return self.x509.public_bytes(serialization.Encoding.PEM)
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateKey:
+    """A P-256 key that stays where it was made.
+
+    P-256 because its signature costs a twentieth of RSA's and all three proxies speak it.
+    """
+
+    key: ec.EllipticCurvePrivateKey
+
+    def __repr__(self) -> str:
+        return "PrivateKey(...)"
+
+    @classmethod
+    def generate(cls) -> Self:
+        """Make a new key."""
+        return cls(ec.generate_private_key(ec.SECP256R1()))
+
+    @classmethod
+    def from_pem(cls, pem: bytes) -> Self:
+        """Read an unencrypted key.
+
+        Raises:
+            InvalidArgument: the bytes are no P-256 key.
+        """
+        try:
+            key = serialization.load_pem_private_key(pem, None)
+        except (ValueError, TypeError):
+            raise InvalidArgument("the bytes given as a private key are not one in unencrypted PEM") from None
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise InvalidArgument("the private key is not an elliptic-curve key")
+        return cls(key)
+
+    @property
+    def pem(self) -> bytes:
+        """The key in unencrypted PKCS#8 PEM: only for a file of mode 0600."""
+        return self.key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+
+    def csr(self, uid: Uid, role: Role) -> bytes:
+        """Ask for this session's leaf: PKCS#10 in DER, signed with this key as proof of possession."""
+        builder = x509.CertificateSigningRequestBuilder().subject_name(_session_subject(uid, role))
+        return builder.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a gateway proves itself with in one session, and the one CA it trusts there."""
+
+    certificate: Certificate
+    trust_anchor: Certificate
+
+    def check(self, uid: Uid, role: Role, public_key: ec.EllipticCurvePublicKey, now: datetime) -> None:
+        """Refuse credentials that would not work, before a proxy finds out.
+
+        Raises:
+            InvalidArgument: another key, issuer, name, role or time than this session's.
+        """
+        leaf, anchor = self.certificate.x509, self.trust_anchor.x509
+        if leaf.public_key() != public_key:
+            raise InvalidArgument("the certificate is not for the key of this session's certificate request")
+        try:
+            leaf.verify_directly_issued_by(anchor)
+            basic = anchor.extensions.get_extension_for_class(x509.BasicConstraints).value
+            names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound) as error:
+            raise InvalidArgument(f"the certificate was not issued by the trust anchor sent with it: {error}") from None
+        if not basic.ca:
+            raise InvalidArgument("the trust anchor is not a CA certificate")
+        if names.get_values_for_type(x509.DNSName) != [peer_name(uid, role)] or list(usage) != [_USAGE[role]]:
+            raise InvalidArgument(f"the certificate does not name the {role} side of session {uid} and only that")
+        if leaf.subject != _session_subject(uid, role):
+            raise InvalidArgument(f"the certificate's subject is not CN={role}, UID={uid}")
+        if not leaf.not_valid_before_utc <= now < leaf.not_valid_after_utc:
+            raise InvalidArgument("the certificate is not valid now; compare the two hosts' clocks")
+
+
+@dataclass(frozen=True, slots=True)
+class SessionCA:
+    """The CA of one session, made by S2UC for two leaves and kept in memory."""
+
+    uid: Uid
+    certificate: Certificate
+    key: PrivateKey
+
+    @classmethod
+    def create(cls, uid: Uid, not_after: datetime) -> Self:
+        """Make a CA that lives until `not_after` (the end of the lease, UTC)."""
+        key = PrivateKey.generate()
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "SciStream session CA")])
+        return cls(uid, _self_signed(name, key, not_after), key)
+
+    def issue(self, csr: bytes, role: Role) -> Credentials:
+        """Sign a gateway's request. Only its key is taken from it; the names come from here.
+
+        Raises:
+            InvalidArgument: the bytes are no request, or it is not signed with its own key.
+        """
+        try:
+            request = x509.load_der_x509_csr(csr)
+            valid = request.is_signature_valid
+        except ValueError:
+            raise InvalidArgument("the bytes given as a certificate request are not one in DER") from None
+        if not valid:
+            raise InvalidArgument("the certificate request is not signed with its own key")
+        public_key = request.public_key()
+        if not isinstance(public_key, ec.EllipticCurvePublicKey):
+            raise InvalidArgument("the certificate request is not for an elliptic-curve key")
+        anchor = self.certificate.x509
+        builder = _builder(_session_subject(self.uid, role), anchor.subject, public_key, anchor)
+        names = x509.SubjectAlternativeName([x509.DNSName(peer_name(self.uid, role))])
+        leaf = (
+            builder.add_extension(names, critical=False)
+            .add_extension(x509.ExtendedKeyUsage([_USAGE[role]]), critical=True)
+            .sign(self.key.key, hashes.SHA256())
+        )
+        return Credentials(Certificate(leaf), self.certificate)
+
+
+@dataclass(frozen=True, slots=True)
+class DevelopmentCA:
+    """A CA for trying out and for facilities without one: signs gateways' own certificates."""
+
+    certificate: Certificate
+    key: PrivateKey
+
+    @classmethod
+    def create(cls, name: str, days: int = 3650) -> Self:
+        """Make a CA of that common name."""
+        key = PrivateKey.generate()
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name[:40]} development CA")])
+        return cls(_self_signed(subject, key, datetime.now(UTC) + timedelta(days=days)), key)
+
+    def issue_server(self, hosts: list[str], not_after: datetime) -> tuple[Certificate, PrivateKey]:
+        """Make a key and a serverAuth certificate for these host names and IP addresses."""
+        key = PrivateKey.generate()
+        names: list[x509.GeneralName] = []
+        for host in hosts:
+            try:
+                names.append(x509.IPAddress(ipaddress.ip_address(host)))
+            except ValueError:
+                names.append(x509.DNSName(host))
+        anchor = self.certificate.x509
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "SciStream gateway")])
+        builder = _builder(subject, anchor.subject, key.key.public_key(), anchor, not_after)
+        leaf = (
+            builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .sign(self.key.key, hashes.SHA256())
+        )
+        return Certificate(leaf), key
+
+
+def _builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    public_key: CertificatePublicKeyTypes,
+    anchor: x509.Certificate | None,
+    not_after: datetime | None = None,
+) -> x509.CertificateBuilder:
+    """Start a certificate with what a CA (no anchor) and a leaf (an anchor) have in common."""
+    now = datetime.now(UTC)
+    if anchor is not None:
+        not_after = min(not_after or anchor.not_valid_after_utc, anchor.not_valid_after_utc)
+    assert not_after is not None
+    is_ca = anchor is None
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(min(now, not_after) - _SKEW)
+        .not_valid_after(not_after)
+        .add_extension(x509.BasicConstraints(ca=is_ca, path_length=0 if is_ca else None), critical=True)
+        .add_extension(
+            x509.KeyUsage(
+                digital_signature=not is_ca,
+                key_cert_sign=is_ca,
+                crl_sign=is_ca,
+                content_commitment=False,
+                key_encipherment=False,
+                data_encipherment=False,
+                key_agreement=False,
+                encipher_only=False,
+                decipher_only=False,
+            ),
+            critical=True,
+        )
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+    )
+    if anchor is not None:
+        ski = anchor.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        identifier = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski)
+        builder = builder.add_extension(identifier, critical=False)
+    return builder
+
+
+def _self_signed(name: x509.Name, key: PrivateKey, not_after: datetime) -> Certificate:
+    builder = _builder(name, name, key.key.public_key(), None, not_after)
+    return Certificate(builder.sign(key.key, hashes.SHA256()))
