@@ -1,0 +1,209 @@
+"""The gateway's settings: one TOML file, validated whole, with environment variables over it.
+
+`SCISTREAM_NETWORK__LAN=10.0.0.1` sets `lan` of `[network]`. Relative paths are relative to the file.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from scistream.errors import InvalidArgument, ScistreamError
+from scistream.vocabulary import Endpoint, PortRange, parse_duration, shown
+
+SEARCHED = (Path("s2cs.toml"), Path("/etc/scistream/s2cs.toml"))
+
+
+def _read(parse: Any) -> BeforeValidator:
+    """Let a type of the vocabulary read a setting's text."""
+
+    def read(value: object) -> object:
+        if not isinstance(value, str):
+            raise ValueError("give it as text, in quotes")
+        try:
+            return parse(value)
+        except InvalidArgument as error:
+            raise ValueError(str(error)) from None
+
+    return BeforeValidator(read)
+
+
+def _seconds(value: object) -> object:
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+def _duration(value: object) -> object:
+    try:
+        return _seconds(value)
+    except InvalidArgument as error:
+        raise ValueError(str(error)) from None
+
+
+def _ip(value: object) -> str:
+    address = ipaddress.ip_address(str(value))
+    if address.is_unspecified:
+        raise ValueError("name one address of this host, not all of them; others have to reach it")
+    return str(address)
+
+
+Address = Annotated[str, BeforeValidator(_ip)]
+Duration = Annotated[int, BeforeValidator(_duration), Field(ge=1)]
+Listen = Annotated[Endpoint, _read(Endpoint.parse)]
+Ports = Annotated[PortRange, _read(PortRange.parse)]
+Network = Annotated[
+    ipaddress.IPv4Network | ipaddress.IPv6Network,
+    BeforeValidator(lambda value: ipaddress.ip_network(str(value), strict=False)),
+]
+Cipher = Literal["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"]
+BackendName = Literal["stunnel", "haproxy", "nginx"]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, arbitrary_types_allowed=True)
+
+
+class Server(_Table):
+    """`[server]`: the control channel and this gateway's own things."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = "gateway"
+    listen: Annotated[tuple[Listen, ...], Field(min_length=1)] = (Endpoint("127.0.0.1", 5000),)
+    certificate: Path = Path("certs/server.crt")  # PEM, with the chain if there is one
+    key: Path = Path("certs/server.key")
+    state_dir: Path = Path("state")
+    on_shutdown: Literal["release"] = "release"  # what becomes of the streams
+
+
+class NetworkSettings(_Table):
+    """`[network]`: where data comes in and goes out."""
+
+    lan: Address = "127.0.0.1"
+    wan: Address = "127.0.0.1"
+    lan_advertise: str = ""  # what others are told instead, behind address translation
+    wan_advertise: str = ""
+    ports: Ports = PortRange(30000, 30999)
+
+
+class DataServerSettings(_Table):
+    """`[s2ds]`: the proxies."""
+
+    backend: Literal["auto", "stunnel", "haproxy", "nginx"] = "auto"
+    launcher: Literal["process"] = "process"
+    programs: dict[BackendName, Path] = Field(default_factory=dict)  # where a proxy is, if not where it is looked for
+    buffer_bytes: Annotated[int, Field(ge=4096, le=16 * 2**20)] = 256 * 1024
+    ciphers: tuple[Cipher, ...] = ()  # in order; empty = AES-128-GCM first where the CPU has AES
+    grace: Duration = 5  # between the polite signal and KILL
+    start_timeout: Duration = 10
+    max_restarts: Annotated[int, Field(ge=0, le=1000)] = 5  # within a minute, before a session FAILs
+
+
+class Limits(_Table):
+    """`[limits]`: how much, and for how long."""
+
+    sessions: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    num_conn: Annotated[int, Field(ge=1, le=4096)] = 128
+    default_lease: Duration = 3600
+    max_lease: Duration = 7 * 86400
+    hello_wait: Duration = 600  # REQ to Hello
+    update_wait: Duration = 120  # Hello to UpdateTargets
+    keep_ended: Duration = 3600  # how long `status` still knows what became of a session
+
+    @model_validator(mode="after")
+    def _leases(self) -> Limits:
+        if self.default_lease > self.max_lease:
+            raise ValueError(f"default_lease ({self.default_lease} s) is longer than max_lease ({self.max_lease} s)")
+        return self
+
+
+class Policy(_Table):
+    """`[policy]`: where this gateway forwards to."""
+
+    targets: tuple[Network, ...] = ()  # applications in the LAN
+    peers: tuple[Network, ...] = ()  # other facilities' gateways
+
+
+class Settings(_Table):
+    """All tables."""
+
+    server: Server = Server()
+    network: NetworkSettings = NetworkSettings()
+    s2ds: DataServerSettings = DataServerSettings()
+    limits: Limits = Limits()
+    policy: Policy = Policy()
+
+
+class SettingsError(ScistreamError):
+    """The settings cannot be used; the message has a line for each fault."""
+
+    exit_status = 1
+
+
+def load(file: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read and validate the settings.
+
+    Args:
+        file: the TOML file; None looks for `s2cs.toml` here and in /etc/scistream.
+        environ: where overriding variables are looked for.
+
+    Raises:
+        SettingsError: no file, not TOML, or anything in it that is not accepted.
+    """
+    if file is None:
+        file = next((path for path in SEARCHED if path.exists()), None)
+        if file is None:
+            raise SettingsError("there is no s2cs.toml here or in /etc/scistream; make one with: s2cs init DIR")
+    try:
+        tables = tomllib.loads(file.read_text())
+    except OSError as error:
+        raise SettingsError(f"settings {file} cannot be read: {error.strerror}; name the file with --config") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"settings {file} are not TOML: {error}") from None
+    _override(tables, environ)
+    try:
+        settings = Settings.model_validate(tables)
+    except ValidationError as error:
+        faults = [f"{file}: {_sentence(fault)}" for fault in error.errors()]
+        raise SettingsError("\n".join(dict.fromkeys(faults))) from None
+    return _absolute(settings, file.resolve().parent)
+
+
+def _override(tables: dict[str, Any], environ: Mapping[str, str]) -> None:
+    for name, text in environ.items():
+        if not name.startswith("SCISTREAM_") or "__" not in name:
+            continue
+        table, _, key = name.removeprefix("SCISTREAM_").lower().partition("__")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text  # a bare word, as shells have them
+        section = tables.setdefault(table, {})
+        if isinstance(section, dict):
+            section[key] = value
+
+
+def _sentence(fault: Any) -> str:
+    table, *rest = [str(part) for part in fault["loc"] if not str(part).startswith("function-")] or ["settings"]
+    place = f"[{table}]" + (f" {rest[0]}" if rest else "")
+    if fault["type"] == "extra_forbidden":
+        model = Settings.model_fields.get(table)
+        known = Settings.model_fields if not rest or model is None else _fields(model.annotation)
+        what = "key" if rest else "table"
+        return f"{place}: unknown {what}; accepted are {', '.join(known)}"
+    message = fault["msg"].removeprefix("Value error, ")
+    found = "" if isinstance(fault["input"], dict) else f"found {shown(fault['input'])}; "
+    return f"{place}: {found}{message[0].lower()}{message[1:]}"
+
+
+def _fields(model: Any) -> list[str]:
+    return list(model.model_fields)
+
+
+def _absolute(settings: Settings, base: Path) -> Settings:
+    server = settings.server
+    paths = {name: base / getattr(server, name) for name in ("certificate", "key", "state_dir")}
+    return settings.model_copy(update={"server": server.model_copy(update=paths)})

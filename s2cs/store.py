@@ -1,0 +1,202 @@
+"""What outlives the process: users and sessions, in SQLite.
+
+WAL mode with `synchronous=NORMAL`: a commit survives the death of this process at once. A loss of power
+may take the last commits, but it takes all proxies with it, so there is nothing left to lose track of.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from scistream.errors import AlreadyExists, FailedPrecondition, NotFound
+from scistream.machine import Request, Session, State, Waits
+from scistream.vocabulary import Rate, Role, Uid, parse_endpoints
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE users (
+    name TEXT PRIMARY KEY, admin INTEGER NOT NULL, token_sha256 BLOB NOT NULL UNIQUE, created_at REAL NOT NULL
+) STRICT;
+CREATE TABLE sessions (id TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Somebody who may ask this gateway for something."""
+
+    name: str
+    admin: bool
+    created_at: float
+
+
+class Store:
+    """Keep users and sessions in one SQLite file.
+
+    Raises:
+        FailedPrecondition: the file is damaged, or of a newer schema; it is left as it is.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        with self._faults():
+            self._db = sqlite3.connect(file, isolation_level=None, timeout=10)
+            file.chmod(0o600)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version > SCHEMA_VERSION:
+                raise FailedPrecondition(
+                    f"{file} was written by a newer s2cs (schema {version}, this one knows {SCHEMA_VERSION}); "
+                    "install that version again"
+                )
+            if version == 0:
+                self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.Error as error:
+            raise FailedPrecondition(
+                f"{self.file} cannot be used: {error}; check the disk, or move the file away to begin anew"
+            ) from None
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._db.close()
+
+    def add_user(self, name: str, admin: bool, token_sha256: bytes) -> User:
+        """Add a user.
+
+        Raises:
+            AlreadyExists: there is one of that name.
+        """
+        user = User(name, admin, time.time())
+        try:
+            with self._faults():
+                self._db.execute("INSERT INTO users VALUES (?, ?, ?, ?)", (name, admin, token_sha256, user.created_at))
+        except sqlite3.IntegrityError:
+            raise AlreadyExists(f"there is a user {name} already; remove it first: s2cs user remove {name}") from None
+        return user
+
+    def remove_user(self, name: str) -> None:
+        """Remove a user.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        with self._faults():
+            if not self._db.execute("DELETE FROM users WHERE name = ?", (name,)).rowcount:
+                raise NotFound(f"there is no user {name}; s2cs user list shows who there is")
+
+    def users(self) -> list[User]:
+        """All users, by name."""
+        with self._faults():
+            rows = self._db.execute("SELECT name, admin, created_at FROM users ORDER BY name").fetchall()
+        return [User(name, bool(admin), created_at) for name, admin, created_at in rows]
+
+    def user_by_token(self, token_sha256: bytes) -> User | None:
+        """The user whose token has this SHA-256."""
+        with self._faults():
+            row = self._db.execute(
+                "SELECT name, admin, created_at FROM users WHERE token_sha256 = ?", (token_sha256,)
+            ).fetchone()
+        return User(row[0], bool(row[1]), row[2]) if row else None
+
+    def save(self, session: Session) -> None:
+        """Write a session down as it is now."""
+        with self._faults():
+            self._db.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?)", (session.id, _dump(session)))
+
+    def delete(self, id: str) -> None:
+        """Forget a session."""
+        with self._faults():
+            self._db.execute("DELETE FROM sessions WHERE id = ?", (id,))
+
+    def sessions(self) -> list[Session]:
+        """All sessions, oldest first."""
+        with self._faults():
+            rows = self._db.execute("SELECT body FROM sessions").fetchall()
+        return sorted((_load(body) for (body,) in rows), key=lambda session: session.created_at)
+
+
+def _dump(session: Session) -> str:
+    request = session.request
+    body: dict[str, Any] = {
+        "id": session.id,
+        "owner": session.owner,
+        "request": {
+            "uid": request.uid,
+            "role": request.role,
+            "num_conn": request.num_conn,
+            "rate": request.rate.bytes_per_s,
+            "protocol": request.protocol,
+            "producer": request.producer,
+            "consumer": request.consumer,
+            "lease_s": request.lease_s,
+            "backend": request.backend,
+            "labels": dict(request.labels),
+            "hello_key_sha256": request.hello_key_sha256.hex(),
+        },
+        "created_at": session.created_at,
+        "expires_at": session.expires_at,
+        "waits": [getattr(session.waits, name) for name in Waits.__slots__],
+        "state": session.state,
+        "deadline": None if session.state.ended else session.deadline,
+        "backend": session.backend,
+        "listeners": [str(x) for x in session.listeners],
+        "csr": base64.b64encode(session.csr).decode(),
+        "prod_listeners": [str(x) for x in session.prod_listeners],
+        "targets": [str(x) for x in session.targets],
+        "credentials_sha256": session.credentials_sha256,
+        "outcome": session.outcome,
+        "reason": session.reason,
+    }
+    return json.dumps(body)
+
+
+def _load(text: str) -> Session:
+    body = json.loads(text)
+    request = body["request"]
+    return Session(
+        id=body["id"],
+        owner=body["owner"],
+        request=Request(
+            uid=Uid(request["uid"]),
+            role=Role(request["role"]),
+            num_conn=request["num_conn"],
+            rate=Rate(request["rate"]),
+            protocol=request["protocol"],
+            producer=request["producer"],
+            consumer=request["consumer"],
+            lease_s=request["lease_s"],
+            backend=request["backend"],
+            labels=MappingProxyType(request["labels"]),
+            hello_key_sha256=bytes.fromhex(request["hello_key_sha256"]),
+        ),
+        created_at=body["created_at"],
+        expires_at=body["expires_at"],
+        waits=Waits(*body["waits"]),
+        state=State(body["state"]),
+        deadline=float("inf") if body["deadline"] is None else body["deadline"],
+        backend=body["backend"],
+        listeners=parse_endpoints(body["listeners"]),
+        csr=base64.b64decode(body["csr"]),
+        prod_listeners=parse_endpoints(body["prod_listeners"]),
+        targets=parse_endpoints(body["targets"]),
+        credentials_sha256=body["credentials_sha256"],
+        outcome=State(body["outcome"]) if body["outcome"] else None,
+        reason=body["reason"],
+    )
