@@ -44,7 +44,7 @@ class Effect(Enum):
 
     RESERVE = "reserve"  # bind listeners, make the key and its request; answer Reserved or Broke
     START = "start"  # open the way; answer Started or Broke
-    UPDATE = "update"  # new targets and credentials for a running data server
+    UPDATE = "update"  # new targets and credentials for a running data server; answer Kept if it refuses
     STOP = "stop"  # give everything back, whatever there is of it; answer Stopped
     FORWARD = "forward"  # ProdLstn: tell the watchers where ProdApp listens
 
@@ -86,6 +86,11 @@ class Exited:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """The data server refused an update and goes on with what it had."""
+
+
+@dataclass(frozen=True, slots=True)
 class Broke:
     """Something could not be done and will not be tried again."""
 
@@ -109,7 +114,7 @@ class Stopped:
     """The data server has given everything back."""
 
 
-Event = Reserved | Hello | Update | Started | Exited | Broke | Release | Timeout | Stopped
+Event = Reserved | Hello | Update | Started | Exited | Kept | Broke | Release | Timeout | Stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +163,7 @@ class Session:
     prod_listeners: tuple[Endpoint, ...] = ()
     targets: tuple[Endpoint, ...] = ()
     credentials_sha256: str = ""
+    before_update: tuple[tuple[Endpoint, ...], str] | None = None  # what Kept goes back to
     outcome: State | None = None  # what CLOSING leads to
     reason: str = ""
 
@@ -198,11 +204,13 @@ TABLE: dict[State, dict[type[Event], tuple[State, tuple[Effect, ...]]]] = {
         Hello: (S.STARTING, ()),
         Update: (S.STARTING, ()),  # only the same again, see step()
         Started: (S.ACTIVE, ()),
+        Exited: (S.STARTING, ()),  # it died before the news of its start was here; that comes still
     },
     S.ACTIVE: {
         **_END,
         Hello: (S.ACTIVE, ()),
         Update: (S.ACTIVE, (E.UPDATE,)),
+        Kept: (S.ACTIVE, ()),
         Started: (S.ACTIVE, ()),
         Exited: (S.RECOVERING, ()),
     },
@@ -210,6 +218,7 @@ TABLE: dict[State, dict[type[Event], tuple[State, tuple[Effect, ...]]]] = {
         **_END,
         Hello: (S.RECOVERING, ()),
         Update: (S.RECOVERING, ()),  # only the same again
+        Kept: (S.RECOVERING, ()),
         Started: (S.ACTIVE, ()),
         Exited: (S.RECOVERING, ()),
     },
@@ -221,11 +230,22 @@ TABLE: dict[State, dict[type[Event], tuple[State, tuple[Effect, ...]]]] = {
         Reserved: (S.CLOSING, (E.STOP,)),
         Started: (S.CLOSING, (E.STOP,)),
         Exited: (S.CLOSING, ()),
+        Kept: (S.CLOSING, ()),
         Broke: (S.CLOSING, ()),
     },
-    S.RELEASED: {Release: (S.RELEASED, ()), Stopped: (S.RELEASED, ())},
-    S.EXPIRED: {Release: (S.EXPIRED, ()), Stopped: (S.EXPIRED, ())},
-    S.FAILED: {Release: (S.FAILED, ()), Stopped: (S.FAILED, ())},
+    # A data server may even take up a reservation after the stop that overtook it.
+    **{
+        ended: {
+            Reserved: (ended, (E.STOP,)),
+            Started: (ended, (E.STOP,)),
+            Stopped: (ended, ()),
+            Release: (ended, ()),
+            Timeout: (ended, ()),
+            Exited: (ended, ()),
+            Broke: (ended, ()),
+        }
+        for ended in (S.RELEASED, S.EXPIRED, S.FAILED)
+    },
 }
 
 _HINTS = {
@@ -288,8 +308,15 @@ def _refusal(session: Session, event: Event) -> FailedPrecondition:
 
 def _absorb(session: Session, event: Event, state: State) -> Session:
     """Take the event's content into the session."""
+    if session.state.ended:
+        return session
+    if session.state is S.CLOSING:
+        if not isinstance(event, Stopped):
+            return session
+        assert session.outcome is not None
+        return replace(session, state=session.outcome, outcome=None)
     match event:
-        case Reserved() if session.state is S.REQUESTED:
+        case Reserved():
             return replace(session, state=state, listeners=event.listeners, backend=event.backend, csr=event.csr)
         case Hello():
             return _absorb_hello(session, event, state)
@@ -299,18 +326,28 @@ def _absorb(session: Session, event: Event, state: State) -> Session:
                 return session
             if session.state in (S.STARTING, S.RECOVERING):
                 raise _refusal(session, event)
-            return replace(session, state=state, targets=event.targets, credentials_sha256=event.credentials_sha256)
-        case Exited() if session.state is not S.CLOSING:
+            before = (session.targets, session.credentials_sha256) if session.targets else None
+            return replace(
+                session,
+                state=state,
+                targets=event.targets,
+                credentials_sha256=event.credentials_sha256,
+                before_update=before,
+            )
+        case Kept() if session.before_update is not None:
+            targets, digest = session.before_update
+            return replace(session, targets=targets, credentials_sha256=digest, before_update=None)
+        case Kept():
+            return session
+        case Exited():
             return replace(session, state=state, reason=event.reason)
-        case Started() if session.state is not S.CLOSING:
+        case Started():
             return replace(session, state=state, reason="")
-        case Stopped() if session.state is S.CLOSING:
-            assert session.outcome is not None
-            return replace(session, state=session.outcome, outcome=None)
-        case Release() | Timeout() | Broke() if session.outcome is None and not session.state.ended:
+        case Release() | Timeout() | Broke():
             outcome, reason = _ending(session, event)
             return replace(session, state=state, outcome=outcome, reason=reason)
-    return session
+        case Stopped():
+            raise AssertionError("only CLOSING and what has ended list it")
 
 
 def _absorb_hello(session: Session, event: Hello, state: State) -> Session:
