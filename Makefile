@@ -1,0 +1,64 @@
+# `make help` lists what can be made. Everything is installed into .venv, nothing outside of this directory,
+# but for `make proxies`, which installs the distribution's packages.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# A stamp says what is installed, so that nothing is installed twice.
+RUN_STAMP := $(VENV)/.installed-run
+DEV_STAMP := $(VENV)/.installed-dev
+
+.PHONY: help demo test lint bench soak docs proto proxies clean
+
+help: ## list what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+demo: $(RUN_STAMP) ## two gateways on this machine, real proxies, real data
+	$(VENV)/bin/s2uc demo
+
+test: $(DEV_STAMP) proxies ## the whole test suite but the long runs
+	$(PY) -m pytest -m "not soak"
+
+lint: $(DEV_STAMP) ## style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: $(DEV_STAMP) proxies ## the benchmarks, with each proxy that is installed
+	$(PY) -m bench
+
+soak: $(DEV_STAMP) proxies ## the long runs
+	$(PY) -m pytest -m soak --timeout 0
+
+docs: $(DEV_STAMP) ## the documentation site, into site/
+	$(PY) -m scistream.diagram
+	$(VENV)/bin/mkdocs build --strict
+
+proto: $(DEV_STAMP) ## the code generated from scistream.proto
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. \
+		--mypy_out=. --mypy_grpc_out=. scistream/proto/scistream.proto
+
+proxies: ## Stunnel, HAProxy and Nginx from the distribution, where missing
+	@deploy/install-proxies.sh
+
+clean: ## remove what was made here
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(PY):
+	@deploy/make-venv.sh $(VENV)
+
+$(RUN_STAMP): pyproject.toml constraints.txt | $(PY)
+	@echo "installing into $(VENV)"
+	@$(INSTALL) --editable '.[embedded]'
+	@touch $@
+
+$(DEV_STAMP): pyproject.toml constraints.txt | $(PY)
+	@echo "installing into $(VENV), with what development needs"
+	@$(INSTALL) --editable '.[dev,docs,embedded]'
+	@touch $@ $(RUN_STAMP)
