@@ -1,0 +1,222 @@
+"""The operator's command line. What it does is in the modules it calls."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import scistream
+from scistream.errors import ScistreamError
+
+if TYPE_CHECKING:
+    from s2cs.settings import Settings
+    from s2cs.store import Store
+
+_CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+def _config_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command --config, and turn it into the settings."""
+
+    @click.option(
+        "--config",
+        "file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="The settings [default: s2cs.toml here, else /etc/scistream/s2cs.toml].",
+    )
+    @wraps(command)
+    def with_settings(*args: Any, file: Path | None, **kwargs: Any) -> Any:
+        from s2cs.settings import load  # noqa: PLC0415 - pydantic, which help needs not
+
+        return command(*args, settings=load(file), **kwargs)
+
+    return with_settings
+
+
+@click.group(context_settings=_CONTEXT, epilog="Try it: s2cs init DIR && s2cs serve --config DIR/s2cs.toml")
+@click.version_option(scistream.__version__, prog_name="s2cs")
+def cli() -> None:
+    """Control server of a SciStream gateway: opens and closes ways between two facilities."""
+
+
+@cli.command(context_settings=_CONTEXT)
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--name", default="", help="This gateway's name [default: the host's].")
+@click.option("--host", "hosts", multiple=True, metavar="HOST", help="A name or address for the certificate; repeat.")
+@click.option("--port", default=5000, show_default=True, help="Control port, on the LAN and the WAN address.")
+@click.option("--lan", default="127.0.0.1", show_default=True, metavar="ADDR", help="This host's address in the LAN.")
+@click.option("--wan", default="127.0.0.1", show_default=True, metavar="ADDR", help="This host's address in the WAN.")
+@click.option("--port-range", default="30000-30999", show_default=True, metavar="A-B", help="Ports for sessions.")
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "stunnel", "haproxy", "nginx"]),
+    default="auto",
+    show_default=True,
+    help="The proxy that carries the data.",
+)
+def init(
+    directory: Path, name: str, hosts: tuple[str, ...], port: int, lan: str, wan: str, port_range: str, backend: str
+) -> None:
+    """Write settings, development certificates and a first user into DIRECTORY.
+
+    Example: s2cs init /srv/s2cs --name aps --lan 10.1.0.5 --wan 192.0.2.5 --host gateway.example.org
+    """
+    from s2cs.setup import initialise  # noqa: PLC0415
+
+    names = initialise(directory, name, hosts, port, lan, wan, port_range, backend)
+    click.echo(f"settings     {directory / 's2cs.toml'}")
+    click.echo(f"certificate  {directory / 'certs' / 'server.crt'} for {', '.join(names)}")
+    click.echo(f"CA           {directory / 'certs' / 'ca.crt'}: give it to your users")
+    click.echo(f"token        {directory / 'token'} of user admin: keep it secret")
+    click.echo(f"\nCheck it:    s2cs check --config {directory / 's2cs.toml'}")
+    click.echo(f"Start it:    s2cs serve --config {directory / 's2cs.toml'}")
+
+
+@cli.command(context_settings=_CONTEXT)
+@_config_option
+def check(settings: Settings) -> None:
+    """Look for everything that would keep the gateway from working; exit 0 or 1."""
+    from s2cs.check import check as look  # noqa: PLC0415
+
+    findings = look(settings)
+    for finding in findings:
+        word = "FAULT" if not finding.ok else "warn " if finding.warning else "ok   "
+        click.echo(f"{word} {finding.text}")
+    faults = sum(not finding.ok for finding in findings)
+    click.echo(f"{faults or 'no'} fault{'' if faults == 1 else 's'}", err=True)
+    sys.exit(1 if faults else 0)
+
+
+@cli.command(context_settings=_CONTEXT)
+@_config_option
+@click.option("--verbose", "-v", is_flag=True, help="Log more.")
+def serve(settings: Settings, verbose: bool) -> None:
+    """Run the gateway until SIGTERM."""
+    from s2cs.server import serve as run  # noqa: PLC0415
+
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    asyncio.run(run(settings))
+
+
+@cli.group(context_settings=_CONTEXT)
+def user() -> None:
+    """Users and their tokens."""
+
+
+@contextmanager
+def _store(settings: Settings) -> Iterator[Store]:
+    from s2cs.store import Store  # noqa: PLC0415
+
+    file = settings.server.state_dir / "s2cs.db"
+    if not file.parent.is_dir():
+        raise ScistreamError(f"state directory {file.parent} is not there; make a gateway first: s2cs init DIR")
+    store = Store(file)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@user.command(context_settings=_CONTEXT)
+@click.argument("name")
+@click.option("--admin", is_flag=True, help="May see and release everybody's sessions.")
+@_config_option
+def add(name: str, admin: bool, settings: Settings) -> None:
+    """Add a user and print the new token, which is shown only this once.
+
+    Example: s2cs user add alice > alice.token
+    """
+    from s2cs.auth import check_user_name, digest, new_token  # noqa: PLC0415
+
+    token = new_token()
+    with _store(settings) as store:
+        store.add_user(check_user_name(name), admin, digest(token))
+    click.echo(token)
+    click.echo(f"added {'admin' if admin else 'user'} {name}; the token is not kept, so hand it over now", err=True)
+
+
+@user.command("list", context_settings=_CONTEXT)
+@_config_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON array on stdout.")
+def list_users(settings: Settings, as_json: bool) -> None:
+    """Show who may use this gateway."""
+    with _store(settings) as store:
+        users = store.users()
+    if as_json:
+        click.echo(json.dumps([{"name": u.name, "admin": u.admin, "created_at": _utc(u.created_at)} for u in users]))
+        return
+    for found in users:
+        click.echo(f"{found.name:24} {'admin' if found.admin else 'user':8} since {_utc(found.created_at)}")
+
+
+@user.command(context_settings=_CONTEXT)
+@click.argument("name")
+@_config_option
+def remove(name: str, settings: Settings) -> None:
+    """Remove a user: the token is refused from now on."""
+    with _store(settings) as store:
+        store.remove_user(name)
+    click.echo(f"removed user {name}", err=True)
+
+
+@cli.command(context_settings=_CONTEXT)
+@_config_option
+@click.option("--all", "everything", is_flag=True, help="Ended sessions, too.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON array on stdout.")
+def sessions(settings: Settings, everything: bool, as_json: bool) -> None:
+    """Show the sessions of this gateway."""
+    with _store(settings) as store:
+        found = [s for s in store.sessions() if everything or not s.state.ended]
+    if as_json:
+        rows = [
+            {
+                "uid": s.uid,
+                "role": s.role,
+                "state": s.state,
+                "owner": s.owner,
+                "backend": s.backend,
+                "listeners": [str(x) for x in s.listeners],
+                "targets": [str(x) for x in s.targets],
+                "created_at": _utc(s.created_at),
+                "expires_at": _utc(s.expires_at),
+                "reason": s.reason,
+            }
+            for s in found
+        ]
+        click.echo(json.dumps(rows))
+        return
+    for s in found:
+        click.echo(
+            f"{s.uid:36} {s.role:4} {s.state:10} {s.owner:12} {s.backend:8} x{s.request.num_conn:<4} "
+            f"until {_utc(s.expires_at)} {s.reason}".rstrip()
+        )
+    if not found:
+        click.echo("no sessions", err=True)
+
+
+def _utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def main() -> None:
+    """Run the command line; a fault is one sentence and an exit status."""
+    try:
+        cli()
+    except ScistreamError as error:
+        for line in str(error).splitlines():
+            click.echo(f"s2cs: {line}", err=True)
+        sys.exit(error.exit_status)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from scistream.errors import InvalidArgument, ScistreamError
 from scistream.vocabulary import Endpoint, PortRange, parse_duration, shown
 
+GATEWAY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 SEARCHED = (Path("s2cs.toml"), Path("/etc/scistream/s2cs.toml"))
 
 
@@ -71,7 +73,7 @@ class _Table(BaseModel):
 class Server(_Table):
     """`[server]`: the control channel and this gateway's own things."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = "gateway"
+    name: Annotated[str, Field(pattern=rf"^{GATEWAY_NAME.pattern}$")] = "gateway"
     listen: Annotated[tuple[Listen, ...], Field(min_length=1)] = (Endpoint("127.0.0.1", 5000),)
     certificate: Path = Path("certs/server.crt")  # PEM, with the chain if there is one
     key: Path = Path("certs/server.key")

@@ -13,8 +13,12 @@ os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-PSK-CHACHA20-POLY1305"
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what gRPC logs, callers get as an error
 
 import grpc
+import grpc.aio
 
 from scistream.errors import BY_STATUS, ScistreamError
+
+# Import grpc from here, so that it is never loaded without the above.
+__all__ = ["CHANNEL_OPTIONS", "MAX_MESSAGE_BYTES", "MAX_METADATA_BYTES", "error_from", "grpc", "status_of"]
 
 MAX_MESSAGE_BYTES = 256 * 1024
 MAX_METADATA_BYTES = 16 * 1024

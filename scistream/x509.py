@@ -266,3 +266,27 @@ def _builder(
 def _self_signed(name: x509.Name, key: PrivateKey, not_after: datetime) -> Certificate:
     builder = _builder(name, name, key.key.public_key(), None, not_after)
     return Certificate(builder.sign(key.key, hashes.SHA256()))
+
+
+def check_server_certificate(certificate_pem: bytes, key_pem: bytes) -> x509.Certificate:
+    """See that a gateway's own certificate is valid now and fits its key; give it back.
+
+    Raises:
+        InvalidArgument: it is no certificate, not valid now, or of another key.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificates(certificate_pem)[0]
+    except ValueError:
+        raise InvalidArgument("it is not a certificate in PEM") from None
+    try:
+        key = serialization.load_pem_private_key(key_pem, None)
+    except (ValueError, TypeError):
+        raise InvalidArgument("its key is not a private key in unencrypted PEM") from None
+    if key.public_key() != certificate.public_key():
+        raise InvalidArgument("its key is another one's; give the key that it was issued for")
+    now = datetime.now(UTC)
+    if now >= certificate.not_valid_after_utc:
+        raise InvalidArgument(f"it expired on {certificate.not_valid_after_utc:%Y-%m-%d}; get a new one")
+    if now < certificate.not_valid_before_utc:
+        raise InvalidArgument(f"it is valid only from {certificate.not_valid_before_utc:%Y-%m-%d}; compare the clock")
+    return certificate

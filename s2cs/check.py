@@ -1,0 +1,168 @@
+"""`s2cs check`: everything that could keep this gateway from working, found before it matters."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import resource
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from s2cs.s2ds.contract import Capability
+from s2cs.server import local_data_server, read_certificate
+from s2cs.settings import Settings
+from scistream.errors import ScistreamError
+from scistream.x509 import check_server_certificate
+
+_EXPIRY_WARNING_DAYS = 30
+_DESCRIPTORS_PER_CONNECTION = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    ok: bool
+    text: str
+    warning: bool = False  # it works, but not for long or not well
+
+
+def check(settings: Settings) -> list[Finding]:
+    """Look at everything; never stop at the first fault."""
+    looks: list[Callable[[Settings], Iterator[Finding]]] = [
+        _certificate,
+        _directory,
+        _listeners,
+        _ports,
+        _proxies,
+        _policy,
+        _limits,
+    ]
+    return [finding for look in looks for finding in look(settings)]
+
+
+def _certificate(settings: Settings) -> Iterator[Finding]:
+    try:
+        pem, key = read_certificate(settings)
+    except ScistreamError as error:
+        yield Finding(False, str(error))
+        return
+    left = check_server_certificate(pem, key).not_valid_after_utc - datetime.now(UTC)
+    text = f"certificate {settings.server.certificate} is valid for {left.days} days"
+    yield Finding(True, text, warning=left.days < _EXPIRY_WARNING_DAYS)
+    mode = settings.server.key.stat().st_mode & 0o077
+    if mode:
+        yield Finding(False, f"key {settings.server.key} can be read by others; mend: chmod 600 {settings.server.key}")
+
+
+def _directory(settings: Settings) -> Iterator[Finding]:
+    directory = settings.server.state_dir
+    existing = directory if directory.exists() else next(p for p in directory.parents if p.exists())
+    if not os.access(existing, os.W_OK | os.X_OK) or not existing.is_dir():
+        yield Finding(False, f"state directory {directory} cannot be written; mend its owner, or [server] state_dir")
+        return
+    free = os.statvfs(existing)
+    megabytes = free.f_bavail * free.f_frsize // 2**20
+    if megabytes < 100:
+        yield Finding(False, f"state directory {directory} has only {megabytes} MiB free; make room")
+    elif directory.exists() and directory.stat().st_mode & 0o077:
+        yield Finding(False, f"state directory {directory} is open to others; mend: chmod 700 {directory}")
+    else:
+        yield Finding(True, f"state directory {directory} can be used, {megabytes} MiB free")
+
+
+def _bind(address: str, port: int) -> OSError | None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((address, port))
+            sock.listen(1)
+        except OSError as error:
+            return error
+    return None
+
+
+def _listeners(settings: Settings) -> Iterator[Finding]:
+    for endpoint in settings.server.listen:
+        error = _bind(endpoint.host, endpoint.port)
+        if error is None:
+            yield Finding(True, f"control port {endpoint} is free")
+        elif error.errno == errno.EADDRINUSE and _serves(settings):
+            yield Finding(True, f"control port {endpoint} is in use; this gateway is running")
+        else:
+            yield Finding(False, f"control port {endpoint} cannot be used: {error.strerror}; change [server] listen")
+
+
+def _serves(settings: Settings) -> bool:
+    """Tell whether the gateway of these settings runs now, by its lock."""
+    try:
+        with (settings.server.state_dir / "lock").open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def _ports(settings: Settings) -> Iterator[Finding]:
+    network = settings.network
+    for name, address in (("lan", network.lan), ("wan", network.wan)):
+        error = _bind(address, 0)
+        if error is not None:
+            yield Finding(
+                False, f"[network] {name} {address} is not an address of this host ({error.strerror}); name one that is"
+            )
+    ephemeral = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    if ephemeral.exists():
+        low, high = map(int, ephemeral.read_text().split())
+        overlap = network.ports.first <= high and low <= network.ports.last
+        yield Finding(
+            True,
+            f"ports {network.ports}"
+            + (f" overlap the ports that the kernel gives to outgoing connections ({low}-{high})" if overlap else ""),
+            warning=overlap,
+        )
+    for endpoint in settings.server.listen:
+        if network.ports.first <= endpoint.port <= network.ports.last:
+            yield Finding(False, f"control port {endpoint} is inside [network] ports {network.ports}; move one of them")
+
+
+def _proxies(settings: Settings) -> Iterator[Finding]:
+    backends = local_data_server(settings).backends()
+    wanted = settings.s2ds.backend
+    usable = [b for b in backends if b.available and Capability.MUTUAL_TLS in b.capabilities]
+    for backend in backends:
+        if backend.available:
+            able = ", ".join(sorted(backend.capabilities))
+            yield Finding(True, f"backend {backend.name} {backend.version}: {able}")
+        else:
+            needed = wanted == backend.name or (wanted == "auto" and not usable)
+            yield Finding(not needed, f"backend {backend.name}: {backend.reason}", warning=not needed)
+
+
+def _policy(settings: Settings) -> Iterator[Finding]:
+    for key, what in (("targets", "applications"), ("peers", "other gateways")):
+        networks = getattr(settings.policy, key)
+        if not networks:
+            yield Finding(
+                True, f"[policy] {key} is empty: no way to {what} can be opened; name their networks", warning=True
+            )
+        else:
+            yield Finding(True, f"[policy] {key}: {', '.join(map(str, networks))}")
+
+
+def _limits(settings: Settings) -> Iterator[Finding]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = settings.limits.num_conn * _DESCRIPTORS_PER_CONNECTION + 64
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        yield Finding(
+            False, f"descriptor limit {hard} is under the {needed} of one session; raise it: ulimit -n {needed}"
+        )
+    else:
+        yield Finding(True, f"descriptor limit {soft} (at most {hard})")

@@ -1,0 +1,173 @@
+"""Wire everything together and serve until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import IO
+
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from s2cs.gateway import Gateway
+from s2cs.s2ds.local import Interface, LocalConfig, LocalDataServer
+from s2cs.servicer import Door, Servicer
+from s2cs.settings import Settings
+from s2cs.store import Store
+from scistream.errors import FailedPrecondition, InvalidArgument, Unavailable
+from scistream.proto import scistream_pb2 as pb
+from scistream.proto.scistream_pb2_grpc import add_ControlServicer_to_server
+from scistream.vocabulary import Endpoint
+from scistream.wire import CHANNEL_OPTIONS, grpc
+from scistream.x509 import check_server_certificate
+
+log = logging.getLogger(__name__)
+
+_SERVICE = pb.DESCRIPTOR.services_by_name["Control"].full_name
+_OPTIONS = [
+    *CHANNEL_OPTIONS,
+    ("grpc.so_reuseport", 0),  # a second server on the port is an error, never a coin toss
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+]
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; then stop as `on_shutdown` says.
+
+    Raises:
+        FailedPrecondition: the state directory, a certificate or the store cannot be used.
+        Unavailable: a port to listen on is taken.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with _running(settings):
+        where = ", ".join(map(str, settings.server.listen))
+        log.info("gateway %s serves on %s", settings.server.name, where)
+        _notify("READY=1")
+        await stop.wait()
+        log.info("gateway %s stops", settings.server.name)
+        _notify("STOPPING=1")
+
+
+@asynccontextmanager
+async def _running(settings: Settings) -> AsyncIterator[Gateway]:
+    credentials = _server_credentials(settings)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(_locked(settings.server.state_dir))
+        store = Store(settings.server.state_dir / "s2cs.db")
+        stack.callback(store.close)
+        data_server = local_data_server(settings)
+        await data_server.open()
+        stack.push_async_callback(data_server.close)
+        gateway = Gateway(settings, store, data_server)
+        await gateway.open()
+        stack.push_async_callback(gateway.close)
+        server = grpc.aio.server(interceptors=[Door(store)], options=_OPTIONS)
+        add_ControlServicer_to_server(Servicer(gateway), server)
+        status = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(status, server)
+        names = (_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        for endpoint in settings.server.listen:
+            _listen(server, endpoint, credentials)
+        await server.start()
+        # No grace: a watch never ends by itself, and what a caller asked for goes on without it.
+        stack.push_async_callback(server.stop, 0)
+        for name in ("", _SERVICE):
+            await status.set(name, health_pb2.HealthCheckResponse.SERVING)
+        stack.push_async_callback(status.enter_graceful_shutdown)
+        yield gateway
+
+
+def local_data_server(settings: Settings) -> LocalDataServer:
+    """Make the data server of this node, as the settings have it."""
+    network, s2ds = settings.network, settings.s2ds
+    return LocalDataServer(
+        LocalConfig(
+            directory=settings.server.state_dir / "tunnels",
+            lan=Interface(network.lan, network.lan_advertise or network.lan),
+            wan=Interface(network.wan, network.wan_advertise or network.wan),
+            ports=network.ports,
+            backend=s2ds.backend,
+            programs={str(name): path for name, path in s2ds.programs.items()},
+            buffer_bytes=s2ds.buffer_bytes,
+            ciphers=tuple(s2ds.ciphers),
+            grace_s=s2ds.grace,
+            start_timeout_s=s2ds.start_timeout,
+            max_restarts=s2ds.max_restarts,
+        )
+    )
+
+
+def _locked(directory: Path) -> IO[str]:
+    """Make the state directory and hold it against a second server."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = (directory / "lock").open("w")
+    except OSError as error:
+        raise FailedPrecondition(
+            f"state directory {directory} cannot be used: {error.strerror}; mend it or change [server] state_dir"
+        ) from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise FailedPrecondition(f"another s2cs runs on state directory {directory}; stop it first") from None
+    return file
+
+
+def read_certificate(settings: Settings) -> tuple[bytes, bytes]:
+    """Read the gateway's own certificate and key (PEM), and see that they fit and are valid.
+
+    Raises:
+        FailedPrecondition: they cannot be read or used.
+    """
+    server = settings.server
+    pems = []
+    for name, path in (("certificate", server.certificate), ("key", server.key)):
+        try:
+            pems.append(path.read_bytes())
+        except OSError as error:
+            raise FailedPrecondition(
+                f"{name} {path} cannot be read: {error.strerror}; mend [server] {name}, or make one with: s2cs init DIR"
+            ) from None
+    certificate, key = pems
+    try:
+        check_server_certificate(certificate, key)
+    except InvalidArgument as error:
+        raise FailedPrecondition(f"certificate {server.certificate} cannot be used: {error}") from None
+    return certificate, key
+
+
+def _server_credentials(settings: Settings) -> grpc.ServerCredentials:
+    certificate, key = read_certificate(settings)
+    return grpc.ssl_server_credentials([(key, certificate)])
+
+
+def _listen(server: grpc.aio.Server, endpoint: Endpoint, credentials: grpc.ServerCredentials) -> None:
+    try:
+        bound = server.add_secure_port(str(endpoint), credentials)
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise Unavailable(
+            f"the gateway cannot listen on {endpoint}: the port is taken, or the address is not this host's; "
+            "change [server] listen"
+        )
+
+
+def _notify(message: str) -> None:
+    """Tell systemd, where it asked for it."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(message.encode(), "\0" + address[1:] if address.startswith("@") else address)

@@ -1,0 +1,248 @@
+"""The Control service: decode, call the gateway once, encode."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+import scistream
+from s2cs.auth import Caller, KeyHolder, identify
+from s2cs.gateway import Gateway
+from s2cs.live import Item, News
+from s2cs.s2ds.contract import TunnelStatus
+from s2cs.store import Store
+from scistream.errors import ScistreamError, Unauthenticated
+from scistream.machine import Request, Session, State
+from scistream.proto import scistream_pb2 as pb
+from scistream.proto.scistream_pb2_grpc import ControlServicer
+from scistream.vocabulary import Rate, Role, Uid
+from scistream.wire import grpc, status_of
+
+log = logging.getLogger(__name__)
+
+_caller: ContextVar[Caller | KeyHolder] = ContextVar("caller")
+_OPEN_TO_ALL = "/grpc.health.v1.Health/"
+_KINDS = {
+    News.STATE: pb.SessionEvent.STATE,
+    News.PROD_LISTENERS: pb.SessionEvent.PROD_LISTENERS,
+    News.EXPIRY: pb.SessionEvent.EXPIRY,
+    News.DATA_SERVER: pb.SessionEvent.DATA_SERVER,
+}
+
+
+class Door(grpc.aio.ServerInterceptor):
+    """Let in who has credentials, and turn errors into statuses: the one place for both."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
+        """Wrap a method's handler."""
+        handler = await continuation(details)
+        if handler is None or details.method.startswith(_OPEN_TO_ALL):
+            return handler
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(
+                self._guard_unary(handler.unary_unary, details.method),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        make = (
+            grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+        )
+        inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
+        return make(
+            self._guard_stream(inner, details.method), handler.request_deserializer, handler.response_serializer
+        )
+
+    def _guard_unary(self, inner: Any, method: str) -> Any:
+        async def guarded(request: Any, context: Any) -> Any:
+            try:
+                self._identify(context)
+                return await inner(request, context)
+            except Exception as error:
+                await self._refuse(error, context, method)
+
+        return guarded
+
+    def _guard_stream(self, inner: Any, method: str) -> Any:
+        async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
+            try:
+                self._identify(context)
+                async for item in inner(request, context):
+                    yield item
+            except Exception as error:
+                await self._refuse(error, context, method)
+
+        return guarded
+
+    def _identify(self, context: Any) -> None:
+        values = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+        if len(values) > 1:
+            raise Unauthenticated("there is more than one authorization; send one")
+        _caller.set(identify(self._store, values[0] if values else ""))
+
+    async def _refuse(self, error: Exception, context: Any, method: str) -> None:
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
+        if not isinstance(error, ScistreamError):
+            log.error("%s failed", method, exc_info=error)
+            error = ScistreamError("the gateway has an internal fault; its operator finds it in the log")
+        log.info("%s from %s refused: %s: %s", method, context.peer(), error.status, error)
+        await context.abort(status_of(error), str(error))
+
+
+class Servicer(ControlServicer):
+    """Speak the protocol for a gateway."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def req(self, request: pb.Request, context: Any) -> pb.Response:
+        """REQ."""
+        session = await self._gateway.request(_caller.get(), _decode(request), not request.immediate)
+        return _response(session)
+
+    async def hello(self, request: pb.Hello, context: Any) -> pb.AppResponse:
+        """Hello."""
+        role = Role.parse(request.role)
+        session = await self._gateway.hello(_caller.get(), Uid(request.uid), role, request.prod_listeners)
+        return pb.AppResponse(
+            message=_GREETINGS[session.role, session.state is State.ACTIVE],
+            listeners=map(str, session.listeners),
+            state=session.state,
+        )
+
+    async def update(self, request: pb.UpdateTargets, context: Any) -> pb.Response:
+        """UpdateTargets."""
+        session = await self._gateway.update(
+            _caller.get(),
+            Uid(request.uid),
+            Role.parse(request.role),
+            request.remote_listeners,
+            request.certificate,
+            request.trust_anchor,
+        )
+        return _response(session)
+
+    async def release(self, request: pb.Release, context: Any) -> pb.Response:
+        """REL."""
+        return _response(await self._gateway.release(_caller.get(), Uid(request.uid)))
+
+    async def list(self, request: pb.ListRequest, context: Any) -> pb.SessionList:
+        """Sessions of the caller."""
+        found = await self._gateway.list(_caller.get(), request.uid)
+        return pb.SessionList(sessions=[_info(session, tunnel) for session, tunnel in found])
+
+    async def watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.SessionEvent]:
+        """A session's events."""
+        async for item in self._gateway.watch(_caller.get(), Uid(request.uid)):
+            yield _event(item)
+
+    async def describe(self, request: pb.DescribeRequest, context: Any) -> pb.GatewayDescription:
+        """What the gateway is, and who the caller is to it."""
+        caller, settings, server = _caller.get(), self._gateway.settings, self._gateway.data_server
+        if not isinstance(caller, Caller):
+            raise Unauthenticated("the token is not a user's at this gateway; ask its operator for one")
+        return pb.GatewayDescription(
+            name=settings.server.name,
+            version=scistream.__version__,
+            user=caller.name,
+            admin=caller.admin,
+            backends=[
+                pb.Backend(
+                    name=backend.name,
+                    version=backend.version,
+                    available=backend.available,
+                    reason=backend.reason,
+                    capabilities=sorted(backend.capabilities),
+                )
+                for backend in server.backends()
+            ],
+            default_backend=settings.s2ds.backend,
+            lan_address=settings.network.lan_advertise or settings.network.lan,
+            wan_address=settings.network.wan_advertise or settings.network.wan,
+            max_num_conn=settings.limits.num_conn,
+            default_lease_s=settings.limits.default_lease,
+            max_lease_s=settings.limits.max_lease,
+            free_ports=min(server.free_ports(role) for role in Role),
+        )
+
+
+_GREETINGS = {
+    (Role.PROD, False): "noted where you listen; the way opens when the user's client has connected both sides",
+    (Role.PROD, True): "the way is open",
+    (Role.CONS, False): "connect to these listeners when the session is ACTIVE",
+    (Role.CONS, True): "the way is open; connect to these listeners",
+}
+
+
+def _decode(request: pb.Request) -> Request:
+    return Request(
+        uid=Uid(request.uid),
+        role=Role.parse(request.role),
+        num_conn=request.num_conn,
+        rate=Rate.from_wire(request.rate, request.rate_bytes_per_s),
+        protocol=request.protocol or "tcp",
+        producer=request.producer,
+        consumer=request.consumer,
+        lease_s=request.lease_s,
+        backend=request.backend,
+        labels=MappingProxyType(dict(request.labels)),
+        hello_key_sha256=request.hello_key_sha256,
+    )
+
+
+def _response(session: Session) -> pb.Response:
+    return pb.Response(
+        listeners=map(str, session.listeners),
+        prod_listeners=map(str, session.prod_listeners),
+        state=session.state,
+        csr=session.csr,
+        backend=session.backend,
+        expires_at=_timestamp(session.expires_at),
+    )
+
+
+def _info(session: Session, tunnel: TunnelStatus | None = None) -> pb.SessionInfo:
+    request = session.request
+    return pb.SessionInfo(
+        uid=session.uid,
+        role=session.role,
+        state=session.state,
+        reason=session.reason,
+        owner=session.owner,
+        backend=session.backend,
+        backend_version=tunnel.backend_version if tunnel else "",
+        protocol=request.protocol,
+        num_conn=request.num_conn,
+        rate_bytes_per_s=request.rate.bytes_per_s,
+        listeners=map(str, session.listeners),
+        prod_listeners=map(str, session.prod_listeners),
+        targets=map(str, session.targets),
+        created_at=_timestamp(session.created_at),
+        expires_at=_timestamp(session.expires_at),
+        labels=request.labels,
+        producer=request.producer,
+        consumer=request.consumer,
+        tls_version=tunnel.tls_version if tunnel else "",
+        tls_cipher=tunnel.tls_cipher if tunnel else "",
+    )
+
+
+def _event(item: Item) -> pb.SessionEvent:
+    now = Timestamp()
+    now.GetCurrentTime()
+    return pb.SessionEvent(kind=_KINDS[item.kind], at=now, session=_info(item.session), message=item.message)
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromDatetime(datetime.fromtimestamp(seconds, UTC))
+    return stamp
