@@ -242,6 +242,7 @@ TABLE: dict[State, dict[type[Event], tuple[State, tuple[Effect, ...]]]] = {
             Release: (ended, ()),
             Timeout: (ended, ()),
             Exited: (ended, ()),
+            Kept: (ended, ()),
             Broke: (ended, ()),
         }
         for ended in (S.RELEASED, S.EXPIRED, S.FAILED)
@@ -311,10 +312,7 @@ def _absorb(session: Session, event: Event, state: State) -> Session:
     if session.state.ended:
         return session
     if session.state is S.CLOSING:
-        if not isinstance(event, Stopped):
-            return session
-        assert session.outcome is not None
-        return replace(session, state=session.outcome, outcome=None)
+        return _closed(session) if isinstance(event, Stopped) else session
     match event:
         case Reserved():
             return replace(session, state=state, listeners=event.listeners, backend=event.backend, csr=event.csr)
@@ -334,11 +332,9 @@ def _absorb(session: Session, event: Event, state: State) -> Session:
                 credentials_sha256=event.credentials_sha256,
                 before_update=before,
             )
-        case Kept() if session.before_update is not None:
-            targets, digest = session.before_update
-            return replace(session, targets=targets, credentials_sha256=digest, before_update=None)
         case Kept():
-            return session
+            targets, digest = session.before_update or (session.targets, session.credentials_sha256)
+            return replace(session, targets=targets, credentials_sha256=digest, before_update=None)
         case Exited():
             return replace(session, state=state, reason=event.reason)
         case Started():
@@ -348,6 +344,11 @@ def _absorb(session: Session, event: Event, state: State) -> Session:
             return replace(session, state=state, outcome=outcome, reason=reason)
         case Stopped():
             raise AssertionError("only CLOSING and what has ended list it")
+
+
+def _closed(session: Session) -> Session:
+    assert session.outcome is not None
+    return replace(session, state=session.outcome, outcome=None)
 
 
 def _absorb_hello(session: Session, event: Hello, state: State) -> Session:

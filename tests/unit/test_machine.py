@@ -18,6 +18,7 @@ from scistream.machine import (
     Event,
     Exited,
     Hello,
+    Kept,
     Release,
     Request,
     Reserved,
@@ -49,6 +50,7 @@ EVENTS: tuple[Event, ...] = (
     UPDATE,
     Started(),
     Exited("signal 9"),
+    Kept(),
     Broke("no"),
     Release(),
     Timeout(),
@@ -207,6 +209,15 @@ def test_another_update_needs_a_running_proxy(other: Update) -> None:
             step(at(state), other, T0)
 
 
+def test_an_update_that_the_data_server_refuses_leaves_what_was_and_can_be_tried_again() -> None:
+    other = Update(APPS[:1], "bb")
+    session = after(other, Kept(), session=at(State.ACTIVE))
+    assert (session.targets, session.credentials_sha256) == (UPDATE.targets, UPDATE.credentials_sha256)
+    assert step(session, UPDATE, T0) == (session, ())
+    assert step(session, other, T0)[1] == (Effect.UPDATE,)
+    assert after(Kept(), session=session) == session
+
+
 def test_a_refusal_says_what_to_do() -> None:
     with pytest.raises(FailedPrecondition, match="say Hello first"):
         step(at(State.RESERVED), UPDATE, T0)
@@ -270,7 +281,7 @@ def test_every_live_state_ends_on_release_and_fault(state: State, event: Event, 
 
 def test_the_first_cause_of_the_end_stays() -> None:
     closing = after(Broke("first"), session=at(State.ACTIVE))
-    for event in (Release("second"), Broke("second"), Exited("second"), Timeout(), RESERVED, Started()):
+    for event in (Release("second"), Broke("second"), Exited("second"), Kept(), Timeout(), RESERVED, Started()):
         later = after(event, session=closing)
         assert (later.state, later.outcome, later.reason) == (State.CLOSING, State.FAILED, "first")
 
@@ -290,7 +301,7 @@ def test_what_was_taken_after_the_end_is_given_back(state: State, late: Event) -
 
 
 @pytest.mark.parametrize("state", ENDED)
-@pytest.mark.parametrize("event", [Stopped(), Release("x"), Timeout(), Exited("x"), Broke("x")])
+@pytest.mark.parametrize("event", [Stopped(), Release("x"), Timeout(), Exited("x"), Kept(), Broke("x")])
 def test_an_ended_session_stays_as_it_is(state: State, event: Event) -> None:
     session = at(state)
     assert step(session, event, T0 + 1) == (session, ())
@@ -319,32 +330,40 @@ class DataServer:
     """Hold a resource as the real one does: taken by RESERVE, given back by STOP, in whatever order they come.
 
     What it is told waits in `inbox`, what it has to say in `outbox`. It assumes of the real one that it
-    stops a session once at a time, and that an answer about something taken is never lost (who crashes
-    before giving it compares lists afterwards).
+    stops and updates a session once at a time, and that an answer about something taken or kept is never
+    lost (who crashes before giving it compares lists afterwards).
     """
 
     def __init__(self) -> None:
         self.held = False
         self.running = False
+        self.leads_to: object = None
         self.inbox: list[Effect] = []
         self.outbox: list[Event] = []
 
     def ready(self, effect: Effect) -> bool:
         return effect is not Effect.STOP or not any(isinstance(e, Stopped) for e in self.outbox)
 
-    def work(self, index: int, fails: bool) -> None:
+    @property
+    def updating(self) -> bool:
+        return Effect.UPDATE in self.inbox or any(isinstance(e, Kept) for e in self.outbox)
+
+    def work(self, index: int, fails: bool, session: Session) -> None:
         match self.inbox.pop(index):
             case Effect.RESERVE if not fails:
                 self.held = True
                 self.outbox.append(RESERVED)
             case Effect.START if not fails and self.held:
                 self.running = True
+                self.leads_to = (session.targets, session.credentials_sha256)
                 self.outbox.append(Started())
             case Effect.STOP if not fails:
                 self.held = self.running = False
                 self.outbox.append(Stopped())
+            case Effect.UPDATE if not fails and self.running:
+                self.leads_to = (session.targets, session.credentials_sha256)
             case Effect.UPDATE:
-                pass
+                self.outbox.append(Kept())
             case _:
                 self.outbox.append(Broke("it failed"))
 
@@ -393,6 +412,7 @@ class Histories(RuleBasedStateMachine):
         self.happens(event)
         return event
 
+    @precondition(lambda self: not self.server.updating)
     @rule(target=said, to=st.sampled_from([(), APPS, LISTENERS[:1], APPS * 2]), digest=st.sampled_from("ab"))
     def update(self, to: tuple[Endpoint, ...], digest: str) -> Event:
         event = Update(to, digest)
@@ -406,7 +426,8 @@ class Histories(RuleBasedStateMachine):
 
     @rule(event=said)
     def say_again(self, event: Event) -> None:
-        self.happens(event)
+        if not (isinstance(event, Update) and self.server.updating):
+            self.happens(event)
 
     # The data server
 
@@ -416,7 +437,7 @@ class Histories(RuleBasedStateMachine):
         index = data.draw(st.integers(0, len(self.server.inbox) - 1))
         effect = self.server.inbox[index]
         if self.server.ready(effect):
-            self.server.work(index, fails and not (effect is Effect.STOP and self.session.state.ended))
+            self.server.work(index, fails and not (effect is Effect.STOP and self.session.state.ended), self.session)
 
     @precondition(lambda self: self.server.outbox)
     @rule(data=st.data(), twice=st.booleans())
@@ -425,10 +446,11 @@ class Histories(RuleBasedStateMachine):
         event = self.server.outbox[index] if twice else self.server.outbox.pop(index)
         self.happens(event)
 
-    @precondition(lambda self: any(not isinstance(e, Reserved) for e in self.server.outbox))
     @rule()
     def answer_is_lost(self) -> None:
-        self.server.outbox.remove(next(e for e in self.server.outbox if not isinstance(e, Reserved)))
+        losable = [e for e in self.server.outbox if not isinstance(e, (Reserved, Kept))]
+        for event in losable[:1]:
+            self.server.outbox.remove(event)
 
     @precondition(lambda self: self.server.running)
     @rule(back=st.booleans())
@@ -460,6 +482,12 @@ class Histories(RuleBasedStateMachine):
         assert not (self.session.state.ended and server.held) or stopping
 
     @invariant()
+    def the_proxy_leads_where_the_session_says(self) -> None:
+        s = self.session
+        if s.state in {State.ACTIVE, State.RECOVERING} and self.server.running and not self.server.updating:
+            assert self.server.leads_to == (s.targets, s.credentials_sha256)
+
+    @invariant()
     def the_session_makes_sense(self) -> None:
         s = self.session
         assert (s.outcome is not None) == (s.state is State.CLOSING)
@@ -483,7 +511,7 @@ class Histories(RuleBasedStateMachine):
                 while self.server.outbox:
                     self.happens(self.server.outbox.pop())
                 if self.server.inbox:
-                    self.server.work(0, fails=False)
+                    self.server.work(0, False, self.session)
             self.now = max(self.now, min(self.session.deadline, T0 + 10 * LEASE))
             self.happens(Timeout())
         assert self.session.state.ended
