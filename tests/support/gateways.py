@@ -1,0 +1,182 @@
+"""Real gateways as processes, and what they leave behind, looked up in /proc and on the disk."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from scistream.proto import scistream_pb2 as pb
+from scistream.proto.scistream_pb2_grpc import ControlStub
+from scistream.wire import grpc
+
+_BLOCK = 100  # ports a gateway gets; below the ephemeral range, so that nothing else takes them
+_FIRST, _LAST = 10_000, 32_000
+_S2CS = [sys.executable, "-m", "s2cs"]
+_held: list[IO[str]] = []
+
+
+def port_block() -> int:
+    """Give the first of 100 ports that no other test of this machine uses, until this process ends."""
+    directory = Path(tempfile.gettempdir()) / "scistream-test-ports"
+    directory.mkdir(exist_ok=True)
+    for first in range(_FIRST, _LAST, _BLOCK):
+        file = (directory / str(first)).open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            continue
+        _held.append(file)
+        return first
+    raise RuntimeError("all port blocks are taken")
+
+
+@dataclass
+class GatewayProcess:
+    """A running `s2cs serve`."""
+
+    directory: Path
+    process: subprocess.Popen[bytes]
+    address: str
+    first_port: int
+
+    @property
+    def ca(self) -> bytes:
+        """The CA that its certificate is from."""
+        return (self.directory / "certs" / "ca.crt").read_bytes()
+
+    @property
+    def token(self) -> str:
+        """The admin's token."""
+        return (self.directory / "token").read_text().strip()
+
+    @property
+    def config(self) -> Path:
+        """Its settings."""
+        return self.directory / "s2cs.toml"
+
+    @property
+    def log(self) -> str:
+        """What it has logged."""
+        return (self.directory / "serve.log").read_text()
+
+    def add_user(self, name: str, *options: str) -> str:
+        """Add a user; the token."""
+        command = [*_S2CS, "user", "add", name, *options, "--config", str(self.config)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    @contextmanager
+    def client(self, token: str | None = None) -> Iterator[Client]:
+        """Speak the protocol with a token; None is the admin's, empty is none."""
+        with grpc.secure_channel(self.address, grpc.ssl_channel_credentials(self.ca)) as channel:
+            yield Client(channel, self.token if token is None else token)
+
+    def proxies(self) -> list[psutil.Process]:
+        """Processes that run in one of its tunnels' directories or descend from it."""
+        tunnels = str(self.directory / "state" / "tunnels")
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.pid != self.process.pid and (
+                    process.cwd().startswith(tunnels) or process.ppid() == self.process.pid
+                ):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def listening(self) -> list[int]:
+        """Ports of its range that somebody listens on or holds bound in this process tree."""
+        ports = range(self.first_port + 1, self.first_port + _BLOCK)
+        return sorted(
+            {c.laddr.port for c in psutil.net_connections("tcp") if c.laddr.port in ports and c.status == "LISTEN"}
+        )
+
+    def leftovers(self) -> dict[str, object]:
+        """Processes, ports and files of sessions; empty when nothing is left."""
+        tunnels = self.directory / "state" / "tunnels"
+        found: dict[str, object] = {
+            "processes": [(p.pid, p.cmdline()) for p in self.proxies()],
+            "ports": self.listening(),
+            "files": [str(path) for path in tunnels.rglob("*")] if tunnels.exists() else [],
+        }
+        return {what: things for what, things in found.items() if things}
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Stop it; its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(30)
+
+
+class Client:
+    """A bare client, for what a well-behaved one would not send."""
+
+    def __init__(self, channel: grpc.Channel, token: str) -> None:
+        self.stub = ControlStub(channel)
+        self.token = token
+
+    def __getattr__(self, method: str) -> object:
+        def call(request: object, timeout: float = 30, token: str | None = None) -> object:
+            bearer = self.token if token is None else token
+            metadata = [("authorization", f"Bearer {bearer}")] if bearer else []
+            return getattr(self.stub, method)(request, timeout=timeout, metadata=metadata)
+
+        return call
+
+
+@contextmanager
+def gateway(directory: Path, *options: str, **environ: str) -> Iterator[GatewayProcess]:
+    """Run a gateway on loopback; options are those of `s2cs init`, environ overrides settings."""
+    first = port_block()
+    ports = ["--port", str(first), "--port-range", f"{first + 1}-{first + _BLOCK - 1}"]
+    subprocess.run([*_S2CS, "init", str(directory), *ports, *options], check=True, capture_output=True)
+    lan = options[options.index("--lan") + 1] if "--lan" in options else "127.0.0.1"
+    address = f"[{lan}]:{first}" if ":" in lan else f"{lan}:{first}"
+    with _served(directory, address, first, environ) as running:
+        yield running
+
+
+@contextmanager
+def restarted(stopped: GatewayProcess) -> Iterator[GatewayProcess]:
+    """Run a stopped gateway again."""
+    with _served(stopped.directory, stopped.address, stopped.first_port, {}) as running:
+        yield running
+
+
+@contextmanager
+def _served(directory: Path, address: str, first: int, environ: dict[str, str]) -> Iterator[GatewayProcess]:
+    command = [*_S2CS, "serve", "--config", str(directory / "s2cs.toml")]
+    with (directory / "serve.log").open("ab") as log:
+        process = subprocess.Popen(command, stderr=log, env=os.environ | environ)
+    running = GatewayProcess(directory, process, address, first)
+    try:
+        _wait_until_serving(running)
+        yield running
+    finally:
+        running.stop()
+
+
+def _wait_until_serving(running: GatewayProcess) -> None:
+    with running.client() as client:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                client.describe(pb.DescribeRequest(), timeout=1)
+                return
+            except grpc.RpcError:
+                if running.process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"the gateway does not serve:\n{running.log}") from None
+                time.sleep(0.05)

@@ -1,0 +1,83 @@
+"""Settings: every fault is named, with what was found and what is accepted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from s2cs.settings import SettingsError, load
+
+
+def written(directory: Path, text: str) -> Path:
+    file = directory / "s2cs.toml"
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[server]\nnmae = 'x'", ["[server] nmae: unknown key", "name, listen"]),
+        ("[servr]\nname = 'x'", ["[servr]: unknown table", "server, network"]),
+        ("[server]\nname = 'a b'", ["[server] name: found 'a b'"]),
+        ("[server]\nlisten = []", ["[server] listen"]),
+        ("[server]\nlisten = ['127.0.0.1']", ["[server] listen: found '127.0.0.1'", "HOST:PORT"]),
+        ("[server]\nlisten = '127.0.0.1:5000'", ["[server] listen: found '127.0.0.1:5000'"]),
+        ("[server]\non_shutdown = 'panic'", ["[server] on_shutdown: found 'panic'", "'release'"]),
+        ("[network]\nlan = 'eth0'", ["[network] lan: found 'eth0'"]),
+        ("[network]\nwan = '0.0.0.0'", ["[network] wan: found '0.0.0.0'", "name one address"]),
+        ("[network]\nports = '5-2'", ["[network] ports: found '5-2'", "FIRST-LAST"]),
+        ("[network]\nports = 5000", ["[network] ports: found 5000"]),
+        ("[s2ds]\nbackend = 'squid'", ["[s2ds] backend: found 'squid'", "'nginx'"]),
+        ("[s2ds]\nbuffer_bytes = 1", ["[s2ds] buffer_bytes: found 1", "4096"]),
+        ("[s2ds]\nciphers = ['RC4']", ["[s2ds] ciphers: found 'RC4'", "TLS_AES_128_GCM_SHA256"]),
+        ("[s2ds]\nprograms = {squid = '/bin/sh'}", ["[s2ds] programs", "'nginx'"]),
+        ("[limits]\nsessions = 'many'", ["[limits] sessions: found 'many'", "integer"]),
+        ("[limits]\nmax_lease = 'later'", ["[limits] max_lease: found 'later'", "2h or 1d"]),
+        ("[limits]\ndefault_lease = '2h'\nmax_lease = '1h'", ["[limits]", "longer than max_lease"]),
+        ("[policy]\ntargets = ['here']", ["[policy] targets: found 'here'"]),
+        ("policy = 3", ["[policy]: found 3"]),
+    ],
+)
+def test_a_fault_is_named(tmp_path: Path, text: str, says: list[str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(written(tmp_path, text), {})
+    for words in says:
+        assert words in str(caught.value)
+
+
+def test_all_faults_at_once(tmp_path: Path) -> None:
+    file = written(tmp_path, "[server]\nx = 1\n[network]\nports = 'y'\n[limits]\nsessions = 0\n")
+    with pytest.raises(SettingsError) as caught:
+        load(file, {})
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_not_toml_and_not_there(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="not TOML"):
+        load(written(tmp_path, "[server"), {})
+    with pytest.raises(SettingsError, match="cannot be read: No such file"):
+        load(tmp_path / "none.toml", {})
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    settings = load(written(tmp_path, "[server]\nkey = '/etc/key.pem'"), {})
+    assert settings.server.state_dir == tmp_path / "state"
+    assert settings.server.key == Path("/etc/key.pem")
+
+
+def test_the_environment_overrides(tmp_path: Path) -> None:
+    file = written(tmp_path, "[limits]\nsessions = 1")
+    environ = {
+        "SCISTREAM_LIMITS__SESSIONS": "7",
+        "SCISTREAM_NETWORK__PORTS": "4000-4009",
+        "SCISTREAM_POLICY__TARGETS": '["10.0.0.0/8"]',
+        "SCISTREAM_UID": "not a setting",
+    }
+    settings = load(file, environ)
+    assert settings.limits.sessions == 7
+    assert len(settings.network.ports) == 10
+    assert str(settings.policy.targets[0]) == "10.0.0.0/8"
+    with pytest.raises(SettingsError, match=r"\[limits\] sesions: unknown key"):
+        load(file, {"SCISTREAM_LIMITS__SESIONS": "7"})
