@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Self
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
@@ -23,6 +23,17 @@ from scistream.errors import InvalidArgument
 from scistream.vocabulary import Role, Uid
 
 _SKEW = timedelta(minutes=5)  # how far two facilities' clocks may be apart
+# What `cryptography` raises on bytes that are no good certificate or request; some of it only when a part is read.
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    InvalidSignature,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.ExtensionNotFound,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
 _USAGE = {Role.PROD: ExtendedKeyUsageOID.SERVER_AUTH, Role.CONS: ExtendedKeyUsageOID.CLIENT_AUTH}
 
 
@@ -50,7 +61,7 @@ class Certificate:
         """
         try:
             return cls(x509.load_der_x509_certificate(der))
-        except ValueError:
+        except _UNREADABLE:
             raise InvalidArgument("the bytes given as a certificate are not one in DER") from None
 
     @property
@@ -123,22 +134,27 @@ class Credentials:
             InvalidArgument: another key, issuer, name, role or time than this session's.
         """
         leaf, anchor = self.certificate.x509, self.trust_anchor.x509
-        if leaf.public_key() != public_key:
+        try:
+            own_key, subject = leaf.public_key(), leaf.subject
+            begin, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+            names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+            basic = anchor.extensions.get_extension_for_class(x509.BasicConstraints).value
+        except _UNREADABLE as error:
+            raise InvalidArgument(f"the certificate or its trust anchor cannot be read: {error}") from None
+        if own_key != public_key:
             raise InvalidArgument("the certificate is not for the key of this session's certificate request")
         try:
             leaf.verify_directly_issued_by(anchor)
-            basic = anchor.extensions.get_extension_for_class(x509.BasicConstraints).value
-            names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-            usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-        except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound) as error:
-            raise InvalidArgument(f"the certificate was not issued by the trust anchor sent with it: {error}") from None
+        except _UNREADABLE:
+            raise InvalidArgument("the certificate was not issued by the trust anchor sent with it") from None
         if not basic.ca:
             raise InvalidArgument("the trust anchor is not a CA certificate")
-        if names.get_values_for_type(x509.DNSName) != [peer_name(uid, role)] or list(usage) != [_USAGE[role]]:
+        if list(names) != [x509.DNSName(peer_name(uid, role))] or list(usage) != [_USAGE[role]]:
             raise InvalidArgument(f"the certificate does not name the {role} side of session {uid} and only that")
-        if leaf.subject != _session_subject(uid, role):
+        if subject != _session_subject(uid, role):
             raise InvalidArgument(f"the certificate's subject is not CN={role}, UID={uid}")
-        if not leaf.not_valid_before_utc <= now < leaf.not_valid_after_utc:
+        if not begin <= now < end:
             raise InvalidArgument("the certificate is not valid now; compare the two hosts' clocks")
 
 
@@ -165,12 +181,11 @@ class SessionCA:
         """
         try:
             request = x509.load_der_x509_csr(csr)
-            valid = request.is_signature_valid
-        except ValueError:
+            valid, public_key = request.is_signature_valid, request.public_key()
+        except _UNREADABLE:
             raise InvalidArgument("the bytes given as a certificate request are not one in DER") from None
         if not valid:
             raise InvalidArgument("the certificate request is not signed with its own key")
-        public_key = request.public_key()
         if not isinstance(public_key, ec.EllipticCurvePublicKey):
             raise InvalidArgument("the certificate request is not for an elliptic-curve key")
         anchor = self.certificate.x509
