@@ -1,0 +1,189 @@
+"""What a backend is: data about one proxy, and a template for its configuration."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+from pathlib import Path
+from signal import Signals
+from typing import ClassVar
+
+from s2cs.s2ds.contract import Capability
+from s2cs.s2ds.render import Word, render
+from scistream.vocabulary import Endpoint, Role, Uid, shown
+
+_SEARCH_PATH = os.pathsep.join(
+    [os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin"]
+)
+
+IDLE_S = 24 * 86400
+"""How long a stream may rest, or stay half-closed: the longest that 32-bit milliseconds hold in every proxy."""
+
+HANDSHAKE_S = 10
+"""How long a connection may take to open and to prove itself, so that silent strangers hold no place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A proxy's program on this node, usable when there is no reason why not."""
+
+    program: Path
+    version: str = ""
+    reason: str = ""
+    module: Path | None = None  # what it has to load for streams, where that is not built in
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """One listener: the descriptor it is handed down as, its address, and where it leads."""
+
+    fd: int
+    listen: Endpoint
+    target: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that a template may print about a tunnel."""
+
+    uid: Uid
+    role: Role
+    legs: tuple[Leg, ...]
+    peer: Word  # the name in the other gateway's certificate
+    suites: Word  # TLS 1.3 cipher suites, joined by colons
+    buffer_bytes: int
+    rate: int  # bytes per second for one connection; 0 is no limit
+    workers: int  # processes or threads: one per connection, up to the processors there are
+    streams: int  # most connections at once
+    directory: Path
+    idle_s: int = IDLE_S
+    handshake_s: int = HANDSHAKE_S
+
+    @property
+    def accepts_tls(self) -> bool:
+        """True on the producer's side: TLS comes in. On the consumer's side it goes out."""
+        return self.role is Role.PROD
+
+
+class Reload(Enum):
+    """How a running proxy takes a new configuration."""
+
+    SIGNAL = "signal"  # HUP, and it reads its files again
+    REPLACE = "replace"  # a second process on the same sockets, and the first one drains
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A process seen from outside, to tell whether it serves."""
+
+    pid: int
+    directory: Path
+    inodes: frozenset[int]  # of the listening sockets
+    before: frozenset[int] | None  # its children before the reload; None at a start
+    log: str  # what it has said since then
+
+
+class Backend(ABC):
+    """One proxy. Stateless: whatever belongs to a tunnel is passed in."""
+
+    name: ClassVar[str]
+    template: ClassVar[str]  # in templates/; also the configuration's file name
+    install: ClassVar[str]  # the command that installs it
+    minimum: ClassVar[tuple[int, ...]]  # oldest version that does all this needs
+    below: ClassVar[tuple[int, ...]] = (1000,)  # first version that it is not known to work with
+    capabilities: ClassVar[frozenset[Capability]]
+    drain: ClassVar[Signals]  # stop accepting, exit when the last stream has ended
+    reload: ClassVar[Reload]
+    refusal: ClassVar[re.Pattern[str]]  # what it logs when it refuses a new configuration
+    session_line: ClassVar[re.Pattern[bytes]]  # what it logs of a TLS session: groups `version` and `cipher`
+
+    @abstractmethod
+    def inspect(self, program: Path) -> Found:
+        """Look at a program: version, and whether it has all that is needed. Runs it."""
+
+    @abstractmethod
+    def command(self, program: Path, config: Path) -> tuple[str, ...]:
+        """Say how to run it in the foreground with a configuration file."""
+
+    def check_command(self, program: Path, config: Path) -> tuple[str, ...] | None:
+        """Say how to check a configuration file; None where the proxy cannot."""
+        return None
+
+    def environment(self, sockets: int) -> Mapping[str, str]:
+        """Say what tells it of the inherited sockets, beside LISTEN_FDS."""
+        return {}
+
+    @abstractmethod
+    def serves(self, view: View) -> bool:
+        """Tell whether it serves all listeners, after a start or a reload."""
+
+    def configuration(self, plan: Plan, found: Found) -> str:
+        """Write its configuration file."""
+        return render(self.template, tunnel=plan, found=found)
+
+    def lacks(self, rate: int) -> str:
+        """Say why it cannot carry a session with this rate (bytes per second); empty when it can."""
+        if rate and Capability.RATE_LIMIT not in self.capabilities:
+            return f"backend {self.name} cannot limit the rate; ask for backend nginx, or for no rate"
+        return ""
+
+    def find(self, explicit: Path | None) -> Found:
+        """Find its program: the operator's choice, else the first usable one where programs are."""
+        if explicit is not None:
+            if not explicit.is_file():
+                return Found(explicit, reason=f"program {explicit} is not there; correct [s2ds] programs.{self.name}")
+            return self._inspected(explicit)
+        first: Found | None = None
+        for candidate in self.candidates():
+            found = self._inspected(candidate)
+            if not found.reason:
+                return found
+            first = first or found
+        missing = f"program {self.name} is not on this node; install it: {self.install}"
+        return first or Found(Path(self.name), reason=missing)
+
+    def candidates(self) -> Iterator[Path]:
+        """Where the program may be, the preferred place first."""
+        if path := shutil.which(self.name, path=_SEARCH_PATH):
+            yield Path(path)
+
+    def _inspected(self, program: Path) -> Found:
+        try:
+            return _inspect(self, program, program.stat().st_mtime_ns)
+        except (OSError, subprocess.SubprocessError) as error:
+            return Found(program, reason=f"program {program} cannot be run: {error}; install it anew: {self.install}")
+
+    def judged(self, program: Path, version: str, module: Path | None = None) -> Found:
+        """Accept a version, or say why not."""
+        numbers = tuple(map(int, re.findall(r"\d+", version)[:3]))
+        if not numbers:
+            return Found(program, reason=f"program {program} does not tell its version; is it {self.name}?")
+        if not self.minimum <= numbers < self.below:
+            wanted = ".".join(map(str, self.minimum)) + " or later"
+            if self.below[0] < 1000:
+                wanted += ", before " + ".".join(map(str, self.below))
+            return Found(
+                program, reason=f"{program} is {self.name} {shown(version)}, and {wanted} is needed; {self.install}"
+            )
+        return Found(program, version, module=module)
+
+
+@lru_cache(maxsize=64)
+def _inspect(backend: Backend, program: Path, mtime_ns: int) -> Found:
+    """Look at a program once, and again only when its file has changed."""
+    return backend.inspect(program)
+
+
+def output_of(*command: str) -> str:
+    """Run a program that tells its version, and give all it prints."""
+    run = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=10, check=False
+    )
+    return run.stdout.decode(errors="replace")

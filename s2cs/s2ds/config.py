@@ -1,0 +1,98 @@
+"""What an operator decides about the data server of this node."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from s2cs.s2ds.render import printed
+from scistream.errors import InvalidArgument
+from scistream.vocabulary import Endpoint, PortRange, shown
+
+CIPHERS = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
+_CHACHA_FIRST = ("TLS_CHACHA20_POLY1305_SHA256", "TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384")
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A network of this node: the IP address to bind, and the host that others reach it by.
+
+    Raises:
+        InvalidArgument: no IP address, or a wildcard without a host to advertise.
+    """
+
+    bind: str
+    advertise: str = ""
+
+    def __post_init__(self) -> None:
+        try:
+            address = ipaddress.ip_address(self.bind)
+        except ValueError:
+            raise InvalidArgument(
+                f"interface {shown(self.bind)} is not an IP address; give the address that this node has there"
+            ) from None
+        if address.is_unspecified and not self.advertise:
+            raise InvalidArgument(f"interface {address} is a wildcard; say which host to advertise to others")
+        object.__setattr__(self, "bind", str(address))
+        object.__setattr__(self, "advertise", Endpoint(self.advertise or str(address), 1).host)
+
+    @property
+    def ip(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+        """The address to bind."""
+        return ipaddress.ip_address(self.bind)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalConfig:
+    """Settings of the data server in S2CS's own process.
+
+    Raises:
+        InvalidArgument: a cipher that is not of TLS 1.3, or a directory that proxies could not be told of.
+    """
+
+    directory: Path  # a subdirectory per tunnel: configuration, key, certificates, log, handle
+    lan: Interface
+    wan: Interface
+    ports: PortRange
+    backend: str = "auto"
+    programs: Mapping[str, Path] = field(default_factory=dict)  # by backend; the others are looked for
+    buffer_bytes: int = 256 * 1024
+    ciphers: tuple[str, ...] = ()  # TLS 1.3 suites in order; empty: what suits this CPU
+    grace_s: float = 5.0  # from the polite stop to KILL
+    start_timeout_s: float = 10.0
+    max_restarts: int = 5  # deaths within the window that are mended; one more is FATAL
+    restart_window_s: float = 60.0
+    backoff_s: float = 0.1  # before the first restart in a window; doubles with each
+    backoff_max_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in self.ciphers:
+            if name not in CIPHERS:
+                raise InvalidArgument(f"cipher {shown(name)} is not one of TLS 1.3; use {', '.join(CIPHERS)}")
+        object.__setattr__(self, "directory", self.directory.absolute())
+        try:
+            printed(self.directory)
+        except ValueError:
+            raise InvalidArgument(
+                f"directory {shown(str(self.directory))} cannot be written into a proxy's configuration; "
+                "use one without quotes, braces, dollars, semicolons and control characters"
+            ) from None
+
+    @property
+    def suites(self) -> tuple[str, ...]:
+        """The cipher suites to offer, the preferred one first."""
+        return self.ciphers or (CIPHERS if _cpu_has_aes() else _CHACHA_FIRST)
+
+
+@cache
+def _cpu_has_aes() -> bool:
+    """Tell whether AES costs next to nothing here; without the instructions ChaCha20 is several times faster."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return True
+    return re.search(r"^(flags|Features)\s*:.*\baes\b", text, re.MULTILINE) is not None

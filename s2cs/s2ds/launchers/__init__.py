@@ -1,0 +1,12 @@
+"""The ways to run a proxy: one module each, listed here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from s2cs.s2ds.launchers.base import Launcher
+from s2cs.s2ds.launchers.process import ProcessLauncher
+
+LAUNCHERS: Mapping[str, Launcher] = MappingProxyType({"process": ProcessLauncher()})
+"""Each launcher by its name."""

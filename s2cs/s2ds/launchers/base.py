@@ -1,0 +1,64 @@
+"""What a launcher does: start a program on inherited sockets, find again what an earlier server started."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from signal import Signals
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A program to run. The sockets are its descriptors 3, 4, ... as in systemd's socket activation."""
+
+    argv: tuple[str, ...]  # the program by its full path
+    directory: Path  # where it runs, and where its log and handle are
+    sockets: tuple[socket.socket, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    log: str = "proxy.log"  # stdout and stderr are appended to it
+    handle: str = "handle"  # the file that tells a later server which process this was
+
+
+class Running(Protocol):
+    """A program that was started."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        ...
+
+    @property
+    def ended(self) -> str:
+        """How it ended, in words; empty while it runs."""
+        ...
+
+    def signal(self, signal: Signals) -> None:
+        """Send it a signal; harmless when it has ended."""
+        ...
+
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for its end, and tell whether it has come."""
+        ...
+
+    async def stop(self, polite: Signals, grace_s: float) -> None:
+        """End it and all it started: politely, and after a grace period by KILL."""
+        ...
+
+
+class Launcher(Protocol):
+    """A way to run programs."""
+
+    def launch(self, job: Job) -> Running:
+        """Start a program; it runs when this returns.
+
+        Raises:
+            Unavailable: the system starts no program now.
+        """
+        ...
+
+    def adopt(self, handle: Path) -> Running | None:
+        """Find what a handle file names, started by an earlier server; None when it has ended."""
+        ...

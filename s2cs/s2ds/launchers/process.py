@@ -1,0 +1,200 @@
+"""Run a proxy as a process of this node, in a session and process group of its own.
+
+Started with posix_spawn: no code of this program runs in the child, and no fork handler. A process is
+known by its id, its start time and the boot: an id alone may be somebody else's by now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import resource
+import signal
+from contextlib import suppress
+from pathlib import Path
+from signal import Signals
+from typing import Self
+
+from s2cs.s2ds import procfs
+from s2cs.s2ds.launchers.base import Job, Running
+from scistream.errors import Unavailable
+
+# What posix_spawn cannot do. The process writes its handle itself, before it becomes the proxy: there is no
+# moment in which it runs and a server that was killed could not find it again.
+_PREAMBLE = """\
+umask 077 && cd "$1" || exit 126
+read -r boot </proc/sys/kernel/random/boot_id && read -r stat </proc/$$/stat || exit 126
+printf '%s %s\\n' "$boot" "$stat" >"$2" || exit 126
+ulimit -S -n "$3"
+export LISTEN_PID=$$
+shift 3
+exec "$@"
+"""
+_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+_FILES_MAX = 2**20
+_GROUP_END_S = 5.0  # how long what was killed may take to be gone
+
+
+class Process:
+    """A process that was started here, or by an earlier server of the same directory."""
+
+    def __init__(self, pid: int) -> None:
+        """Take charge of a process, which has to be there still (as a zombie at least)."""
+        self._pid = pid
+        self._started = procfs.start_time(pid)
+        self._pidfd = os.pidfd_open(pid)
+        self._loop = asyncio.get_running_loop()
+        self._exit: asyncio.Future[str] = self._loop.create_future()
+        self._loop.add_reader(self._pidfd, self._on_exit)
+
+    @classmethod
+    def adopt(cls, boot: str, pid: int, started: int) -> Self | None:
+        """Take charge of a process by its handle; None when it has ended."""
+        if boot != procfs.boot_id() or procfs.start_time(pid) != started:
+            return None
+        try:
+            process = cls(pid)
+        except ProcessLookupError:
+            return None
+        if process._started != started:  # it ended, and its number was given out, between the two looks
+            process._forget()
+            return None
+        return process
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._pid
+
+    @property
+    def ended(self) -> str:
+        """How it ended, in words; empty while it runs."""
+        return self._exit.result() if self._exit.done() else ""
+
+    def signal(self, signal: Signals) -> None:
+        """Send it a signal; harmless when it has ended."""
+        if not self._exit.done():
+            with suppress(ProcessLookupError):
+                _pidfd_signal(self._pidfd, signal)
+
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for its end, and tell whether it has come."""
+        await asyncio.wait({self._exit}, timeout=timeout_s)
+        return self._exit.done()
+
+    async def stop(self, polite: Signals, grace_s: float) -> None:
+        """End it and its whole group: politely, and after a grace period by KILL; return when all are gone."""
+        self.signal(polite)
+        if not await self.wait(grace_s):
+            self._kill_group()
+            await self.wait()
+        deadline = self._loop.time() + _GROUP_END_S
+        while self._group_there() and self._loop.time() < deadline:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.001)
+
+    def _on_exit(self) -> None:
+        # Its number cannot be given out again before it is reaped: what its group still has is ours to kill.
+        self._kill_group()
+        try:
+            ended = _in_words(os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1]))
+        except ChildProcessError:
+            ended = "ended"  # an earlier server's child: init has its status
+        self._forget()
+        self._exit.set_result(ended)
+
+    def _forget(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+
+    def _kill_group(self) -> None:
+        if procfs.start_time(self._pid) in (self._started, None):
+            with suppress(ProcessLookupError):
+                os.killpg(self._pid, signal.SIGKILL)
+
+    def _group_there(self) -> bool:
+        with suppress(ChildProcessError):
+            os.waitpid(-self._pid, os.WNOHANG)  # where this program is init, its orphans come to it
+        try:
+            os.killpg(self._pid, 0)
+        except ProcessLookupError:
+            return False
+        return procfs.group_alive(self._pid)
+
+
+class ProcessLauncher:
+    """Run programs as processes of this node."""
+
+    def launch(self, job: Job) -> Running:
+        """Start a program; it runs when this returns.
+
+        Raises:
+            Unavailable: the system starts no process now.
+        """
+        argv = ["/bin/sh", "-c", _PREAMBLE, "sh", str(job.directory), job.handle, str(_files_limit()), *job.argv]
+        environment = {**_ENVIRONMENT, **job.environment, "LISTEN_FDS": str(len(job.sockets))}
+        opened: list[int] = []
+        try:
+            log = os.open(job.directory / job.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            opened.append(log)
+            first_free = 3 + len(job.sockets)
+            # Sources above all targets, so that no mapping overwrites the source of a later one.
+            for each in (log, *(s.fileno() for s in job.sockets)):
+                opened.append(fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, first_free))
+            actions: list[tuple[int, ...] | tuple[int, str, int, int]] = [
+                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),  # type: ignore[list-item]
+                (os.POSIX_SPAWN_DUP2, opened[1], 1),
+                (os.POSIX_SPAWN_DUP2, opened[1], 2),
+                *((os.POSIX_SPAWN_DUP2, source, 3 + i) for i, source in enumerate(opened[2:])),
+            ]
+            pid = os.posix_spawn(
+                argv[0],
+                argv,
+                environment,
+                file_actions=[*actions, *_closing(first_free, set(opened))],
+                setsid=True,
+                setsigmask=(),
+                setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
+            )
+        except OSError as error:
+            raise Unavailable(
+                f"{job.argv[0]} could not be started: {error.strerror}; look at this node's load"
+            ) from None
+        finally:
+            for each in opened:
+                os.close(each)
+        return Process(pid)
+
+    def adopt(self, handle: Path) -> Running | None:
+        """Find what a handle file names; None when it has ended."""
+        try:
+            boot, _, stat = handle.read_text().partition(" ")
+            pid, started = int(stat.split()[0]), int(procfs.stat_fields(stat)[19])
+        except (OSError, ValueError, IndexError):
+            return None  # killed before it had written it, that is before it was a proxy
+        return Process.adopt(boot, pid, started)
+
+
+def _closing(first: int, known: set[int]) -> list[tuple[int, int]]:
+    """Close what a library of this program left inheritable. Python's own descriptors never are."""
+    leaking = []
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names, and fast
+        fd = int(name)
+        with suppress(OSError):
+            if fd >= 3 and fd not in known and not fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC:
+                leaking.append(fd)
+    return [(os.POSIX_SPAWN_CLOSE, fd) for fd in leaking if fd >= first]
+
+
+def _files_limit() -> int:
+    """How many files a proxy may open: as many as the system lets this service raise it to."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return _FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, _FILES_MAX)
+
+
+def _in_words(code: int) -> str:
+    return f"was ended by {Signals(-code).name}" if code < 0 else f"exited with status {code}"
+
+
+def _pidfd_signal(pidfd: int, number: Signals) -> None:
+    signal.pidfd_send_signal(pidfd, number)

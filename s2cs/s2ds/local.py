@@ -1,0 +1,206 @@
+"""The data server in S2CS's own process: proxies of this node on inherited sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from signal import Signals
+
+from s2cs.s2ds.backends import BACKENDS
+from s2cs.s2ds.backends.base import Backend, Found
+from s2cs.s2ds.config import Interface, LocalConfig
+from s2cs.s2ds.contract import BackendInfo, Bridge, Reservation, TunnelEvent, TunnelSpec, TunnelStatus
+from s2cs.s2ds.launchers import LAUNCHERS
+from s2cs.s2ds.ports import Listeners
+from s2cs.s2ds.tunnel import Tunnel
+from scistream.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from scistream.vocabulary import Role, shown
+
+__all__ = ["Interface", "LocalConfig", "LocalDataServer"]
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+
+class LocalDataServer:
+    """Carry sessions with proxies of this node. See `s2cs.s2ds.contract.DataServer` for the verbs.
+
+    Nothing happens before `open`; `close` ends all tunnels.
+    """
+
+    def __init__(self, config: LocalConfig) -> None:
+        self._config = config
+        self._launcher = LAUNCHERS["process"]
+        self._tunnels: dict[str, Tunnel] = {}
+        self._watches: set[_Watch] = set()
+        self._lock: int | None = None
+
+    async def open(self) -> None:
+        """Make the directory, and end what an earlier server that was killed left there.
+
+        Raises:
+            FailedPrecondition: the directory cannot be used, or another server uses it.
+        """
+        self._lock = _locked(self._config.directory)
+        left = [path for path in self._config.directory.iterdir() if path.is_dir()]
+        await asyncio.gather(*(self._clear(path) for path in left))
+        await asyncio.to_thread(self.backends)  # looks at the proxies once, before anyone waits for it
+
+    async def close(self) -> None:
+        """End all tunnels, and whatever watches them. Closing twice is harmless."""
+        await asyncio.gather(*(self.stop(id) for id in list(self._tunnels)))
+        for watch in list(self._watches):
+            watch.end()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    async def reserve(self, spec: TunnelSpec) -> Reservation:
+        """Bind `num_conn` listeners and make the tunnel's key."""
+        if self._lock is None:
+            raise FailedPrecondition("this data server is not open; open it first")
+        if not _ID.fullmatch(spec.id):
+            raise InvalidArgument(f"tunnel id {shown(spec.id)} is not 1 to 128 letters, digits, dots and dashes")
+        if spec.id in self._tunnels:
+            raise AlreadyExists(f"tunnel {spec.id} exists; stop it first, or use another id")
+        if spec.num_conn < 1:
+            raise InvalidArgument(f"num_conn {spec.num_conn} is not a number of connections; use 1 or more")
+        backend, found = self._choose(spec)
+        interface, free = self._interface(spec.role), self.free_ports(spec.role)
+        if spec.num_conn > free:
+            raise ResourceExhausted(
+                f"{spec.num_conn} listeners were asked for, and {free} ports of {self._config.ports} are free on "
+                f"{interface.bind}; release sessions, or widen the port range"
+            )
+        listeners = Listeners.bind(interface, self._config.ports, spec.num_conn)
+        tunnel = Tunnel(self._config, self._launcher, spec, backend, found, listeners, self._publish)
+        self._tunnels[spec.id] = tunnel
+        return Reservation(backend.name, listeners.advertised, tunnel.key.csr(spec.uid, spec.role))
+
+    async def start(self, id: str, bridge: Bridge) -> None:
+        """Open the way; return when connections are served."""
+        await self._tunnel(id).start(bridge)
+
+    async def update(self, id: str, bridge: Bridge) -> None:
+        """Lead new connections elsewhere or with new credentials; running streams go on untouched."""
+        await self._tunnel(id).update(bridge)
+
+    async def stop(self, id: str) -> None:
+        """End the tunnel and give everything back. Unknown ids are no error."""
+        if (tunnel := self._tunnels.get(id)) is None:
+            return
+        try:
+            await tunnel.stop()
+        finally:
+            if tunnel.ended:
+                self._tunnels.pop(id, None)
+
+    async def list(self) -> tuple[TunnelStatus, ...]:
+        """All tunnels there are."""
+        return tuple(tunnel.status for tunnel in self._tunnels.values())
+
+    def watch(self) -> AsyncIterator[TunnelEvent]:
+        """Follow what happens to tunnels, from this call on."""
+        return _Watch(self._watches)
+
+    def backends(self) -> tuple[BackendInfo, ...]:
+        """The backends of this node, usable or not."""
+        return tuple(
+            BackendInfo(backend.name, backend.capabilities, found.version, found.reason)
+            for backend, found in ((backend, self._find(backend)) for backend in BACKENDS.values())
+        )
+
+    def free_ports(self, role: Role) -> int:
+        """How many listeners could still be reserved for a role, if no other program uses the range."""
+        bind = self._interface(role).bind
+        held = sum(t.spec.num_conn for t in self._tunnels.values() if self._interface(t.spec.role).bind == bind)
+        return max(0, len(self._config.ports) - held)
+
+    def _interface(self, role: Role) -> Interface:
+        return self._config.wan if role is Role.PROD else self._config.lan
+
+    def _tunnel(self, id: str) -> Tunnel:
+        try:
+            return self._tunnels[id]
+        except KeyError:
+            raise NotFound(f"there is no tunnel {shown(id)}; reserve it first") from None
+
+    def _find(self, backend: Backend) -> Found:
+        return backend.find(self._config.programs.get(backend.name))
+
+    def _choose(self, spec: TunnelSpec) -> tuple[Backend, Found]:
+        """Take the backend that was named, or the first that can do what is asked."""
+        name = spec.backend if spec.backend != "auto" else self._config.backend
+        if name != "auto" and name not in BACKENDS:
+            raise InvalidArgument(f"backend {shown(name)} is unknown; use auto, {', '.join(BACKENDS)}")
+        reasons = []
+        for backend in BACKENDS.values() if name == "auto" else (BACKENDS[name],):
+            found = self._find(backend)
+            reason = found.reason or backend.lacks(spec.rate.bytes_per_s)
+            if not reason:
+                return backend, found
+            reasons.append(reason)
+        raise FailedPrecondition("; ".join(reasons))
+
+    def _publish(self, event: TunnelEvent) -> None:
+        for watch in list(self._watches):
+            watch.put(event)
+
+    async def _clear(self, directory: Path) -> None:
+        """End the processes that a directory's handles name, and remove it."""
+        handles = await asyncio.to_thread(lambda: list(directory.rglob("handle*")))
+        left = [self._launcher.adopt(handle) for handle in handles]
+        await asyncio.gather(*(p.stop(Signals.SIGTERM, self._config.grace_s) for p in left if p is not None))
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+class _Watch:
+    """One reader of events."""
+
+    def __init__(self, watches: set[_Watch]) -> None:
+        self._queue: asyncio.Queue[TunnelEvent | None] = asyncio.Queue()
+        self._watches = watches
+        watches.add(self)
+
+    def put(self, event: TunnelEvent) -> None:
+        self._queue.put_nowait(event)
+
+    def end(self) -> None:
+        self._watches.discard(self)
+        self._queue.put_nowait(None)
+
+    def __aiter__(self) -> _Watch:
+        return self
+
+    async def __anext__(self) -> TunnelEvent:
+        if (event := await self._queue.get()) is None:
+            self._queue.put_nowait(None)
+            raise StopAsyncIteration
+        return event
+
+    async def aclose(self) -> None:
+        self.end()
+
+
+def _locked(directory: Path) -> int:
+    """Make the directory, and hold it against a second server, which would end this one's proxies."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.chmod(0o700)
+        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"directory {directory} cannot be used ({error.strerror}); make it writable for this user"
+        ) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise FailedPrecondition(
+            f"directory {directory} is used by another data server; stop that one, or use another directory"
+        ) from None
+    return lock

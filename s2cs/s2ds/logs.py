@@ -1,0 +1,67 @@
+"""A proxy's log: its last words for people, and what TLS it negotiated."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_CHUNK = 64 * 1024
+_LINES, _WIDTH = 5, 300
+
+
+@dataclass(frozen=True, slots=True)
+class Negotiated:
+    """The TLS of a session, as its proxy logged it; empty before there was one."""
+
+    version: str = ""
+    cipher: str = ""
+
+
+class SessionLog:
+    """Follow a proxy's log file without reading anything twice."""
+
+    def __init__(self, path: Path, session_line: re.Pattern[bytes]) -> None:
+        self._path = path
+        self._session_line = session_line
+        self._offset = 0
+        self._last = Negotiated()
+
+    def size(self) -> int:
+        """How long the log is now."""
+        try:
+            return self._path.stat().st_size
+        except OSError:
+            return 0
+
+    def since(self, offset: int) -> str:
+        """What was logged after an offset; only the end of it when it is long."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(max(offset, self.size() - _CHUNK))
+                return file.read().decode(errors="replace")
+        except OSError:
+            return ""
+
+    def last(self) -> Negotiated:
+        """The TLS of the last session that the log tells of."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                while chunk := file.read(_CHUNK):
+                    whole = chunk.rpartition(b"\n")[0] or chunk
+                    for match in self._session_line.finditer(whole):
+                        self._last = Negotiated(match["version"].decode(), match["cipher"].decode())
+                    self._offset += len(whole)
+                    if len(chunk) < _CHUNK:
+                        break
+                    file.seek(self._offset)
+        except OSError:
+            pass
+        return self._last
+
+
+def last_words(log: str) -> str:
+    """Quote the end of a log at the end of a message; nothing for an empty log."""
+    lines = [ascii(line)[1:-1][:_WIDTH] for line in log.splitlines() if line.strip()]
+    return ": " + " | ".join(lines[-_LINES:]) if lines else "; its log is empty"

@@ -1,0 +1,87 @@
+"""What the kernel says about processes: asked of /proc, never of the process itself."""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import cache
+from pathlib import Path
+
+_EPOLL_ENTRY = re.compile(r"^tfd:.*\bino:([0-9a-f]+)", re.MULTILINE)
+_SOCKET = re.compile(r"socket:\[(\d+)\]")
+
+
+@cache
+def boot_id() -> str:
+    """Name this boot of the machine: process ids mean nothing in another."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def stat_fields(text: str) -> list[str]:
+    """Split what follows the command in a line of /proc/PID/stat: state, parent, group, session, ..."""
+    return text.rpartition(")")[2].split()  # the command may hold spaces and brackets
+
+
+def start_time(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None when there is none. A zombie counts."""
+    try:
+        return int(stat_fields(Path(f"/proc/{pid}/stat").read_text())[19])
+    except (OSError, IndexError):
+        return None
+
+
+def children(pid: int) -> frozenset[int]:
+    """The processes that a process's main thread started."""
+    try:
+        return frozenset(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    except OSError:
+        return frozenset()
+
+
+def group_alive(group: int) -> bool:
+    """Tell whether a process group has a member that still runs (a zombie does not)."""
+    for name in os.listdir("/proc"):  # noqa: PTH208 - names, and fast
+        if name.isdigit():
+            try:
+                fields = stat_fields(Path(f"/proc/{name}/stat").read_text())
+            except OSError:
+                continue
+            if fields[2] == str(group) and fields[0] not in "ZX":
+                return True
+    return False
+
+
+def sockets(pid: int) -> frozenset[int]:
+    """The inodes of the sockets that a process holds."""
+    found = set()
+    directory = f"/proc/{pid}/fd"
+    for name in _listing(directory):
+        try:
+            match = _SOCKET.fullmatch(os.readlink(f"{directory}/{name}"))  # noqa: PTH115
+        except OSError:
+            continue
+        if match:
+            found.add(int(match[1]))
+    return frozenset(found)
+
+
+def watched(pid: int) -> frozenset[int]:
+    """The inodes that a process has in its epoll sets: what it really waits on."""
+    found: set[int] = set()
+    directory = f"/proc/{pid}/fd"
+    for name in _listing(directory):
+        try:
+            if os.readlink(f"{directory}/{name}") != "anon_inode:[eventpoll]":  # noqa: PTH115
+                continue
+            text = Path(f"/proc/{pid}/fdinfo/{name}").read_text()
+        except OSError:
+            continue
+        found.update(int(inode, 16) for inode in _EPOLL_ENTRY.findall(text))
+    return frozenset(found)
+
+
+def _listing(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)  # noqa: PTH208 - names, and fast
+    except OSError:
+        return []

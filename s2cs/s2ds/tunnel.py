@@ -1,0 +1,331 @@
+"""One tunnel: its sockets, its files, its proxy, from reservation to the end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from signal import Signals
+
+from s2cs.s2ds import procfs
+from s2cs.s2ds.backends.base import Backend, Found, Leg, Plan, Reload, View
+from s2cs.s2ds.config import LocalConfig
+from s2cs.s2ds.contract import Bridge, Change, TunnelEvent, TunnelSpec, TunnelState, TunnelStatus
+from s2cs.s2ds.launchers.base import Job, Launcher, Running
+from s2cs.s2ds.logs import SessionLog, last_words
+from s2cs.s2ds.ports import Listeners
+from s2cs.s2ds.render import Word
+from scistream.errors import FailedPrecondition, InvalidArgument, Unavailable
+from scistream.x509 import PrivateKey, peer_name
+
+_LOG = "proxy.log"
+_CURRENT = "current"  # a link to the directory of the generation of files that is in force
+_POLL_S = 0.001, 0.02  # between looks at a starting proxy: first, and most
+
+
+class Tunnel:
+    """Carry one side of one session. What is not asked for here happens to its proxy: see `_recover`."""
+
+    def __init__(
+        self,
+        config: LocalConfig,
+        launcher: Launcher,
+        spec: TunnelSpec,
+        backend: Backend,
+        found: Found,
+        listeners: Listeners,
+        report: Callable[[TunnelEvent], None],
+    ) -> None:
+        self.spec = spec
+        self.listeners = listeners
+        self.backend = backend
+        self.key = PrivateKey.generate()
+        self._config = config
+        self._launcher = launcher
+        self._found = found
+        self._report = report
+        self._directory = config.directory / spec.id
+        self._log = SessionLog(self._directory / _LOG, backend.session_line)
+        self._state = TunnelState.RESERVED
+        self._reason = ""
+        self._restarts = 0
+        self._deaths: deque[float] = deque()
+        self._process: Running | None = None
+        self._draining: list[Running] = []
+        self._generation = 0
+        self._launched = 0
+        self._lock = asyncio.Lock()  # one change of the process at a time
+        self._work: set[asyncio.Task[None]] = set()  # all that stop() has to interrupt
+        self._stopping: asyncio.Task[None] | None = None
+
+    @property
+    def status(self) -> TunnelStatus:
+        """The tunnel as `list` shows it."""
+        negotiated = self._log.last()
+        running = [p.pid for p in (self._process, *self._draining) if p is not None and not p.ended]
+        return TunnelStatus(
+            id=self.spec.id,
+            state=self._state,
+            backend=self.backend.name,
+            backend_version=self._found.version,
+            listeners=self.listeners.advertised,
+            pids=tuple(pid for leader in running for pid in (leader, *sorted(procfs.children(leader)))),
+            restarts=self._restarts,
+            reason=self._reason,
+            tls_version=negotiated.version,
+            tls_cipher=negotiated.cipher,
+        )
+
+    @property
+    def ended(self) -> bool:
+        """True when everything is given back."""
+        return self._stopping is not None and self._stopping.done()
+
+    async def start(self, bridge: Bridge) -> None:
+        """Open the way, once."""
+        if self._state is not TunnelState.RESERVED:
+            raise FailedPrecondition(f"tunnel {self.spec.id} was started before; it is {self._state}: use update")
+        self._check(bridge)
+        self._state = TunnelState.STARTING
+        await self._interruptible(self._start(bridge))
+
+    async def update(self, bridge: Bridge) -> None:
+        """Lead new connections elsewhere; the old ones stay."""
+        if self._state is not TunnelState.RUNNING:
+            raise FailedPrecondition(f"tunnel {self.spec.id} is {self._state}, not running; update it when it is")
+        self._check(bridge)
+        await self._interruptible(self._update(bridge))
+
+    async def stop(self) -> None:
+        """End everything and give it back. Goes on to its end whoever stops waiting for it."""
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._end())
+        await asyncio.shield(self._stopping)
+
+    def _check(self, bridge: Bridge) -> None:
+        if not bridge.targets:
+            raise InvalidArgument(f"tunnel {self.spec.id} was given no target; name at least one HOST:PORT")
+        for target in bridge.targets:
+            if target.ip is None:
+                raise InvalidArgument(f"target {target} is a name; resolve it to an IP address first")
+        spec = self.spec
+        bridge.credentials.check(spec.uid, spec.role, self.key.key.public_key(), datetime.now(UTC))
+
+    async def _interruptible(self, work: Awaitable[None]) -> None:
+        """Do what `stop` may interrupt; whoever waits then hears of it."""
+        task = asyncio.ensure_future(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+        try:
+            await task
+        except asyncio.CancelledError:
+            waiting = asyncio.current_task()
+            if self._stopping is None or (waiting is not None and waiting.cancelling()):
+                raise
+            raise Unavailable(f"tunnel {self.spec.id} was stopped meanwhile; request a new session") from None
+
+    async def _start(self, bridge: Bridge) -> None:
+        try:
+            async with self._lock:
+                self._switch(self._write(bridge))
+                try:
+                    self.listeners.listen()
+                except OSError as error:
+                    taken = ", ".join(map(str, self.listeners.bound))
+                    raise Unavailable(
+                        f"somebody else listens on one of {taken} ({error.strerror}); keep the port range for S2DS"
+                    ) from None
+                self._process = await self._launch()
+        except BaseException as error:
+            self._state = TunnelState.FATAL
+            self._reason = str(error) or "its start was given up"
+            raise
+        self._state = TunnelState.RUNNING
+
+    async def _update(self, bridge: Bridge) -> None:
+        async with self._lock:
+            if (process := self._process) is None or process.ended:
+                raise FailedPrecondition(f"tunnel {self.spec.id} is being restarted; update it again in a moment")
+            old, new = self._generation, self._write(bridge)
+            try:
+                await self._check_files(new)
+                self._switch(new)
+                if self.backend.reload is Reload.SIGNAL:
+                    before, offset = procfs.children(process.pid), self._log.size()
+                    process.signal(Signals.SIGHUP)
+                    await self._until_serving(process, before, offset)
+                else:
+                    self._process = await self._launch()
+                    self._draining.append(process)
+                    process.signal(self.backend.drain)
+            except BaseException:
+                self._switch(old)
+                shutil.rmtree(self._directory / str(new))
+                raise
+            shutil.rmtree(self._directory / str(old))
+
+    async def _end(self) -> None:
+        self._state = TunnelState.STOPPING
+        work = list(self._work)
+        for task in work:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
+        processes = [p for p in (self._process, *self._draining) if p is not None]
+        await asyncio.gather(*(p.stop(self.backend.drain, self._config.grace_s) for p in processes))
+        self.listeners.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    async def _launch(self) -> Running:
+        """Start the proxy on the sockets, with the files in force; return when it serves, or leave nothing."""
+        self._launched += 1
+        offset = self._log.size()
+        config = self._directory / _CURRENT / self.backend.template.removesuffix(".j2")
+        command = self.backend.command(self._found.program, config)
+        process = self._launcher.launch(self._job(command, _LOG, f"handle-{self._launched}"))
+        try:
+            await self._until_serving(process, None, offset)
+        except BaseException:
+            await _finished(process.stop(Signals.SIGKILL, 0))
+            raise
+        watch = asyncio.create_task(self._watch(process))
+        self._work.add(watch)
+        watch.add_done_callback(self._work.discard)
+        return process
+
+    def _job(self, command: tuple[str, ...], log: str, handle: str) -> Job:
+        sockets = self.listeners.sockets
+        return Job(command, self._directory, sockets, self.backend.environment(len(sockets)), log, handle)
+
+    async def _until_serving(self, process: Running, before: frozenset[int] | None, offset: int) -> None:
+        """Wait until the proxy serves all listeners.
+
+        Raises:
+            Unavailable: it died, refused its new configuration, or took too long.
+        """
+        deadline = time.monotonic() + self._config.start_timeout_s
+        pause, longest = _POLL_S
+        fault = f"did not serve within {self._config.start_timeout_s:g} s"
+        while time.monotonic() < deadline:
+            if process.ended:
+                fault = process.ended
+                break
+            said = self._log.since(offset) if before is not None else ""
+            if before is not None and self.backend.refusal.search(said):
+                fault = "refused its new configuration"
+                break
+            if self.backend.serves(View(process.pid, self._directory, self.listeners.inodes, before, said)):
+                return
+            await process.wait(pause)
+            pause = min(pause * 1.2, longest)
+        raise Unavailable(f"{self.backend.name} {fault}{last_words(self._log.since(offset))}")
+
+    async def _check_files(self, generation: int) -> None:
+        """Let the proxy itself judge new files, where it has a way to."""
+        config = self._directory / str(generation) / self.backend.template.removesuffix(".j2")
+        command = self.backend.check_command(self._found.program, config)
+        if command is None:
+            return
+        log = f"{generation}/check.log"
+        process = self._launcher.launch(self._job(command, log, f"{generation}/handle"))
+        try:
+            await process.wait(self._config.start_timeout_s)
+            if process.ended != "exited with status 0":
+                said = (self._directory / log).read_text(errors="replace")
+                raise Unavailable(f"{self.backend.name} refuses the new configuration{last_words(said)}")
+        finally:
+            await _finished(process.stop(Signals.SIGKILL, 0))
+
+    async def _watch(self, process: Running) -> None:
+        """Wait for a proxy's end, and mend it unless it was drained."""
+        await process.wait()
+        async with self._lock:
+            if process in self._draining:
+                self._draining.remove(process)
+            elif process is self._process:
+                await self._recover(process.ended)
+
+    async def _recover(self, ended: str) -> None:
+        """Start the proxy again on the same sockets; connections wait in their backlog meanwhile."""
+        config = self._config
+        offset = max(0, self._log.size() - 4096)
+        while True:
+            now = time.monotonic()
+            self._deaths.append(now)
+            while now - self._deaths[0] > config.restart_window_s:
+                self._deaths.popleft()
+            self._reason = f"{self.backend.name} {ended}{last_words(self._log.since(offset))}"
+            if len(self._deaths) > config.max_restarts:
+                break
+            self._state = TunnelState.BACKOFF
+            self._report(TunnelEvent(self.spec.id, Change.EXITED, self._reason))
+            await asyncio.sleep(min(config.backoff_s * 2 ** (len(self._deaths) - 1), config.backoff_max_s))
+            offset = self._log.size()
+            self._restarts += 1
+            try:
+                self._process = await self._launch()
+            except Unavailable as error:
+                ended = f"does not come up again: {error}"
+                continue
+            self._state = TunnelState.RUNNING
+            self._report(TunnelEvent(self.spec.id, Change.RUNNING))
+            return
+        self._state = TunnelState.FATAL
+        self.listeners.close()  # to refuse connections is kinder than to let them wait for nobody
+        self._report(TunnelEvent(self.spec.id, Change.FATAL, self._reason))
+
+    def _write(self, bridge: Bridge) -> int:
+        """Write a generation of files, whole, beside the one in force."""
+        self._generation += 1
+        directory = self._directory / str(self._generation)
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        directory.mkdir(mode=0o700)
+        credentials = bridge.credentials
+        config = self.backend.configuration(self._plan(bridge), self._found)
+        _write(directory / self.backend.template.removesuffix(".j2"), config.encode())
+        _write(directory / "leaf.pem", credentials.certificate.pem + self.key.pem)
+        _write(directory / "ca.pem", credentials.trust_anchor.pem)
+        return self._generation
+
+    def _switch(self, generation: int) -> None:
+        """Put a generation in force, at once and whole."""
+        link = self._directory / "next"
+        link.symlink_to(str(generation))
+        link.replace(self._directory / _CURRENT)
+
+    def _plan(self, bridge: Bridge) -> Plan:
+        spec, config, targets = self.spec, self._config, bridge.targets
+        return Plan(
+            uid=spec.uid,
+            role=spec.role,
+            legs=tuple(Leg(3 + i, listen, targets[i % len(targets)]) for i, listen in enumerate(self.listeners.bound)),
+            peer=Word(peer_name(spec.uid, spec.role.peer)),
+            suites=Word(":".join(config.suites)),
+            buffer_bytes=config.buffer_bytes,
+            rate=-(-spec.rate.bytes_per_s // spec.num_conn),
+            workers=min(spec.num_conn, len(os.sched_getaffinity(0))),
+            streams=100 + 4 * spec.num_conn,
+            directory=self._directory,
+        )
+
+
+def _write(path: Path, content: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(content)
+
+
+async def _finished(work: Awaitable[None]) -> None:
+    """Await something to its end even when cancelled meanwhile; the cancellation is passed on after it."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with suppress(asyncio.CancelledError):
+            await task
+        raise
