@@ -345,6 +345,7 @@ def bent(data: st.DataObject, der: bytes) -> bytes:
     return bytes(places.get(i, byte) for i, byte in enumerate(der))
 
 
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")  # bent serial numbers
 @given(st.data(), st.booleans())
 def test_broken_certificates_are_refused_and_nothing_else_happens(data: st.DataObject, leaf: bool) -> None:
     """What comes from the wire is refused by InvalidArgument or is still right."""
@@ -360,6 +361,7 @@ def test_broken_certificates_are_refused_and_nothing_else_happens(data: st.DataO
         assert str(error)
 
 
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")  # bent serial numbers
 @given(st.data())
 def test_broken_requests_are_refused_and_nothing_else_happens(data: st.DataObject) -> None:
     try:
