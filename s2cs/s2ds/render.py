@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from importlib.resources import files
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Self
 
@@ -45,7 +46,7 @@ def printed(value: object) -> object:
     match value:
         case bool():
             pass
-        case int() | Endpoint() | Role() | Uid() | Word():
+        case int() | Endpoint() | IPv4Address() | IPv6Address() | Role() | Uid() | Word():
             return value
         case Path():
             if not _PATH.fullmatch(str(value)):

@@ -25,7 +25,7 @@ from scistream.errors import FailedPrecondition, InvalidArgument, Unavailable
 from scistream.x509 import PrivateKey, peer_name
 
 _LOG = "proxy.log"
-_CURRENT = "current"  # a link to the directory of the generation of files that is in force
+_NEXT = "next"  # a configuration that is being judged
 _POLL_S = 0.001, 0.02  # between looks at a starting proxy: first, and most
 
 
@@ -185,8 +185,7 @@ class Tunnel:
         """Start the proxy on the sockets, with the files in force; return when it serves, or leave nothing."""
         self._launched += 1
         offset = self._log.size()
-        config = self._directory / _CURRENT / self.backend.template.removesuffix(".j2")
-        command = self.backend.command(self._found.program, config)
+        command = self.backend.command(self._found.program, self._directory / self.backend.config)
         process = self._launcher.launch(self._job(command, _LOG, f"handle-{self._launched}"))
         try:
             await self._until_serving(process, None, offset)
@@ -227,8 +226,7 @@ class Tunnel:
 
     async def _check_files(self, generation: int) -> None:
         """Let the proxy itself judge new files, where it has a way to."""
-        config = self._directory / str(generation) / self.backend.template.removesuffix(".j2")
-        command = self.backend.check_command(self._found.program, config)
+        command = self.backend.check_command(self._found.program, self._stage(generation))
         if command is None:
             return
         log = f"{generation}/check.log"
@@ -280,23 +278,28 @@ class Tunnel:
         self._report(TunnelEvent(self.spec.id, Change.FATAL, self._reason))
 
     def _write(self, bridge: Bridge) -> int:
-        """Write a generation of files, whole, beside the one in force."""
+        """Write a generation of files beside the one in force, in a directory of its own."""
         self._generation += 1
         directory = self._directory / str(self._generation)
         self._directory.mkdir(mode=0o700, exist_ok=True)
         directory.mkdir(mode=0o700)
         credentials = bridge.credentials
         config = self.backend.configuration(self._plan(bridge), self._found)
-        _write(directory / self.backend.template.removesuffix(".j2"), config.encode())
+        _write(directory / self.backend.config, config.encode())
         _write(directory / "leaf.pem", credentials.certificate.pem + self.key.pem)
         _write(directory / "ca.pem", credentials.trust_anchor.pem)
         return self._generation
 
+    def _stage(self, generation: int) -> Path:
+        """Put a generation's configuration where the proxy finds the files that it names."""
+        staged = self._directory / _NEXT
+        staged.unlink(missing_ok=True)
+        staged.hardlink_to(self._directory / str(generation) / self.backend.config)
+        return staged
+
     def _switch(self, generation: int) -> None:
         """Put a generation in force, at once and whole."""
-        link = self._directory / "next"
-        link.symlink_to(str(generation))
-        link.replace(self._directory / _CURRENT)
+        self._stage(generation).replace(self._directory / self.backend.config)
 
     def _plan(self, bridge: Bridge) -> Plan:
         spec, config, targets = self.spec, self._config, bridge.targets
@@ -311,6 +314,7 @@ class Tunnel:
             workers=min(spec.num_conn, len(os.sched_getaffinity(0))),
             streams=100 + 4 * spec.num_conn,
             directory=self._directory,
+            generation=self._generation,
         )
 
 

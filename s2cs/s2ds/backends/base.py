@@ -63,6 +63,7 @@ class Plan:
     workers: int  # processes or threads: one per connection, up to the processors there are
     streams: int  # most connections at once
     directory: Path
+    generation: int  # the subdirectory with this configuration's key and certificates
     idle_s: int = IDLE_S
     handshake_s: int = HANDSHAKE_S
 
@@ -94,7 +95,7 @@ class Backend(ABC):
     """One proxy. Stateless: whatever belongs to a tunnel is passed in."""
 
     name: ClassVar[str]
-    template: ClassVar[str]  # in templates/; also the configuration's file name
+    template: ClassVar[str]  # in templates/
     install: ClassVar[str]  # the command that installs it
     minimum: ClassVar[tuple[int, ...]]  # oldest version that does all this needs
     below: ClassVar[tuple[int, ...]] = (1000,)  # first version that it is not known to work with
@@ -103,6 +104,11 @@ class Backend(ABC):
     reload: ClassVar[Reload]
     refusal: ClassVar[re.Pattern[str]]  # what it logs when it refuses a new configuration
     session_line: ClassVar[re.Pattern[bytes]]  # what it logs of a TLS session: groups `version` and `cipher`
+
+    @property
+    def config(self) -> str:
+        """Its configuration's file name."""
+        return self.template.removesuffix(".j2")
 
     @abstractmethod
     def inspect(self, program: Path) -> Found:

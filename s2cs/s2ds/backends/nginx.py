@@ -59,7 +59,7 @@ class Nginx(Backend):
 
     def command(self, program: Path, config: Path) -> tuple[str, ...]:
         """Run master and workers; the prefix keeps all it writes in the tunnel's directory."""
-        return (str(program), "-p", f"{config.parent.parent}/", "-e", "stderr", "-c", str(config))
+        return (str(program), "-p", f"{config.parent}/", "-e", "stderr", "-c", str(config))
 
     def check_command(self, program: Path, config: Path) -> tuple[str, ...]:
         """Check with `-t`."""

@@ -1,0 +1,45 @@
+"""HAProxy in TCP mode."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from signal import Signals
+
+from s2cs.s2ds import procfs
+from s2cs.s2ds.backends.base import Backend, Found, Reload, View, output_of
+from s2cs.s2ds.contract import Capability
+
+
+class HAProxy(Backend):
+    """HAProxy as a TCP relay: no rate limit, since its bandwidth filters come with 2.7 and cut streams' ends."""
+
+    name = "haproxy"
+    template = "haproxy.cfg.j2"
+    install = "apt-get install haproxy"
+    minimum = (2, 4)
+    capabilities = frozenset({Capability.MUTUAL_TLS, Capability.GRACEFUL_STOP})
+    drain = Signals.SIGUSR1
+    reload = Reload.REPLACE
+    refusal = re.compile(r"\[ALERT\]")
+    session_line = re.compile(rb"^session \S+ \S+ (?P<version>TLS\S+) (?P<cipher>\S+) ", re.MULTILINE)
+
+    def inspect(self, program: Path) -> Found:
+        """Read the version and the build options."""
+        text = output_of(str(program), "-vv")
+        version = re.search(r"^HAProxy version (\S+)", text, re.MULTILINE | re.IGNORECASE)
+        if "TLSv1.3" not in text:
+            return Found(program, reason=f"{program} was built without TLS 1.3; {self.install}")
+        return self.judged(program, version[1] if version else "")
+
+    def command(self, program: Path, config: Path) -> tuple[str, ...]:
+        """Run one process in the foreground."""
+        return (str(program), "-db", "-C", str(config.parent), "-f", config.name)
+
+    def check_command(self, program: Path, config: Path) -> tuple[str, ...]:
+        """Check with `-c`."""
+        return (*self.command(program, config), "-c")
+
+    def serves(self, view: View) -> bool:
+        """See it wait on all listeners."""
+        return view.inodes <= procfs.watched(view.pid)

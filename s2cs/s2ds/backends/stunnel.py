@@ -1,0 +1,47 @@
+"""Stunnel: one thread per connection, buffers of a fixed size, no check of a configuration but by using it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from signal import Signals
+
+from s2cs.s2ds import procfs
+from s2cs.s2ds.backends.base import Backend, Found, Reload, View, output_of
+from s2cs.s2ds.contract import Capability
+
+
+class Stunnel(Backend):
+    """Stunnel, told of its sockets as by systemd: the n-th section takes the n-th."""
+
+    name = "stunnel"
+    template = "stunnel.conf.j2"
+    install = "apt-get install stunnel4"
+    minimum = (5, 60)  # sessionResume
+    capabilities = frozenset({Capability.MUTUAL_TLS, Capability.PSK})
+    drain = Signals.SIGTERM
+    reload = Reload.SIGNAL
+    refusal = re.compile(r"Failed to (reload|bind)|Configuration failed")
+    session_line = re.compile(rb"\]: (?P<version>TLSv1\S*) ciphersuite: (?P<cipher>\S+)")
+
+    def inspect(self, program: Path) -> Found:
+        """Read the version and what it was built with."""
+        text = output_of(str(program), "-version")
+        version = re.search(r"^stunnel (\S+)", text, re.MULTILINE)
+        if "SYSTEMD" not in text:
+            return Found(program, reason=f"{program} was built without systemd's socket activation; {self.install}")
+        return self.judged(program, version[1] if version else "")
+
+    def command(self, program: Path, config: Path) -> tuple[str, ...]:
+        """Run it; that it stays in the foreground is in its configuration."""
+        return (str(program), str(config))
+
+    def serves(self, view: View) -> bool:
+        """See the pid file, which it writes last of all, and the sockets; after a reload, its word."""
+        if view.before is not None:
+            return "Configuration successful" in view.log
+        try:
+            pid = (view.directory / "stunnel.pid").read_text().strip()
+        except OSError:
+            return False
+        return pid == str(view.pid) and view.inodes <= procfs.sockets(view.pid)
