@@ -128,6 +128,7 @@ class Gateway:
         if live.error is not None and not session.listeners:
             error = live.error
             await live.until(lambda session: session.state.ended)
+            self._forget(live)  # it never was one
             raise error
         if wait_for_hello:
             session = await self._wait_for_hello(live)
@@ -321,7 +322,7 @@ class Gateway:
         self._by_uid[key] = live
 
     def _forget(self, live: Live) -> None:
-        del self._sessions[live.session.id]
+        self._sessions.pop(live.session.id, None)
         key = (live.session.owner, live.session.uid)
         if self._by_uid.get(key) is live:
             del self._by_uid[key]

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
+from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 import scistream
@@ -17,7 +18,7 @@ from s2cs.gateway import Gateway
 from s2cs.live import Item, News
 from s2cs.s2ds.contract import TunnelStatus
 from s2cs.store import Store
-from scistream.errors import ScistreamError, Unauthenticated
+from scistream.errors import InvalidArgument, ScistreamError, Unauthenticated
 from scistream.machine import Request, Session, State
 from scistream.proto import scistream_pb2 as pb
 from scistream.proto.scistream_pb2_grpc import ControlServicer
@@ -48,34 +49,29 @@ class Door(grpc.aio.ServerInterceptor):
         if handler is None or details.method.startswith(_OPEN_TO_ALL):
             return handler
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(
-                self._guard_unary(handler.unary_unary, details.method),
-                handler.request_deserializer,
-                handler.response_serializer,
-            )
-        make = (
-            grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
-        )
-        inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
-        return make(
-            self._guard_stream(inner, details.method), handler.request_deserializer, handler.response_serializer
-        )
+            guarded = self._guard_unary(handler.unary_unary, handler.request_deserializer, details.method)
+            return grpc.unary_unary_rpc_method_handler(guarded, None, handler.response_serializer)
+        if handler.unary_stream:
+            guarded = self._guard_stream(handler.unary_stream, handler.request_deserializer, details.method)
+            return grpc.unary_stream_rpc_method_handler(guarded, None, handler.response_serializer)
+        guarded = self._guard_stream(handler.stream_stream, lambda requests: requests, details.method)
+        return grpc.stream_stream_rpc_method_handler(guarded, handler.request_deserializer, handler.response_serializer)
 
-    def _guard_unary(self, inner: Any, method: str) -> Any:
+    def _guard_unary(self, inner: Any, decode: Any, method: str) -> Any:
         async def guarded(request: Any, context: Any) -> Any:
             try:
                 self._identify(context)
-                return await inner(request, context)
+                return await inner(_read(decode, request), context)
             except Exception as error:
                 await self._refuse(error, context, method)
 
         return guarded
 
-    def _guard_stream(self, inner: Any, method: str) -> Any:
+    def _guard_stream(self, inner: Any, decode: Any, method: str) -> Any:
         async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
             try:
                 self._identify(context)
-                async for item in inner(request, context):
+                async for item in inner(_read(decode, request), context):
                     yield item
             except Exception as error:
                 await self._refuse(error, context, method)
@@ -96,6 +92,14 @@ class Door(grpc.aio.ServerInterceptor):
             error = ScistreamError("the gateway has an internal fault; its operator finds it in the log")
         log.info("%s from %s refused: %s: %s", method, context.peer(), error.status, error)
         await context.abort(status_of(error), str(error))
+
+
+def _read(decode: Callable[[Any], Any], request: Any) -> Any:
+    """Decode a message here rather than in gRPC, which would answer UNKNOWN with Python's words."""
+    try:
+        return decode(request)
+    except DecodeError:
+        raise InvalidArgument("the message is not of this protocol; compare the client's version") from None
 
 
 class Servicer(ControlServicer):

@@ -110,7 +110,7 @@ class GatewayProcess:
         found: dict[str, object] = {
             "processes": [(p.pid, p.cmdline()) for p in self.proxies()],
             "ports": self.listening(),
-            "files": [str(path) for path in tunnels.rglob("*")] if tunnels.exists() else [],
+            "files": [str(path) for path in tunnels.rglob("*") if path.name != "lock"],
         }
         return {what: things for what, things in found.items() if things}
 
