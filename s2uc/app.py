@@ -1,0 +1,141 @@
+"""The app controller: says Hello for ProdApp or ConsApp, and starts it when the way is open."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from s2uc.gateway import TIMEOUT_S, Gateway, GatewayClient, wait_until
+from scistream.errors import DeadlineExceeded, InvalidArgument
+from scistream.machine import State
+from scistream.proto import scistream_pb2 as pb
+from scistream.vocabulary import Endpoint, Role, Uid, parse_endpoints
+
+_PLACEHOLDER = re.compile(r"\{listener([0-9]*)\}")
+NOT_FOUND, NOT_EXECUTABLE = 127, 126  # as shells say it
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """An open way: where ProdApp listens, or where ConsApp connects to."""
+
+    uid: Uid
+    role: Role
+    listeners: tuple[Endpoint, ...]
+
+    def environment(self) -> dict[str, str]:
+        """Give what the application finds in its environment."""
+        return {
+            "SCISTREAM_UID": self.uid,
+            "SCISTREAM_ROLE": self.role,
+            "SCISTREAM_LISTENERS": ",".join(map(str, self.listeners)),
+        }
+
+    def fill(self, arguments: Sequence[str]) -> list[str]:
+        """Put addresses in for `{listener}` (the first), `{listener0}`, `{listener1}`, ...
+
+        Raises:
+            InvalidArgument: there are not so many.
+        """
+
+        def address(match: re.Match[str]) -> str:
+            number = int(match[1] or 0)
+            if number >= len(self.listeners):
+                raise InvalidArgument(
+                    f"{match[0]} is too far: session {self.uid} has {len(self.listeners)} listeners, counted from 0"
+                )
+            return str(self.listeners[number])
+
+        return [_PLACEHOLDER.sub(address, argument) for argument in arguments]
+
+
+async def hello(
+    gateway: Gateway, uid: Uid, role: Role, listeners: tuple[Endpoint, ...] = (), timeout: float = TIMEOUT_S
+) -> pb.AppResponse:
+    """Say Hello to the gateway of one's own side.
+
+    Args:
+        gateway: with the application's key, or the owner's token.
+        uid: the session.
+        role: the application's side.
+        listeners: where ProdApp listens; ConsApp has none.
+        timeout: seconds.
+    """
+    async with GatewayClient(gateway, timeout) as client:
+        return await client.hello(pb.Hello(uid=uid, role=role, prod_listeners=map(str, listeners)))
+
+
+async def open_way(
+    gateway: Gateway, uid: Uid, role: Role, listeners: tuple[Endpoint, ...] = (), timeout: float | None = None
+) -> Way:
+    """Say Hello, and return when the way is open.
+
+    Args:
+        gateway: with the application's key, or the owner's token.
+        uid: the session.
+        role: the application's side.
+        listeners: where ProdApp will listen; empty when its user has said so already.
+        timeout: seconds for all of it; None means as long as the session lives.
+
+    Raises:
+        DeadlineExceeded: the time is up, or the session's is.
+        FailedPrecondition: the session has ended.
+        NotFound: no such session, or not this one's key.
+    """
+    try:
+        async with asyncio.timeout(timeout), GatewayClient(gateway) as client:
+            answer = await client.hello(pb.Hello(uid=uid, role=role, prod_listeners=map(str, listeners)))
+            info = await wait_until(client, uid, lambda info: info.state == State.ACTIVE)
+    except TimeoutError:
+        raise DeadlineExceeded(f"the way of session {uid} is not open after {timeout:g} s") from None
+    found = info.prod_listeners if role is Role.PROD else answer.listeners
+    return Way(uid, role, parse_endpoints(found))
+
+
+def run(command: Sequence[str], way: Way, environment: Mapping[str, str] | None = None) -> int:
+    """Run the application to its end and give its exit status; 128 + n when signal n ended it.
+
+    Interrupts and terminations are passed on to it.
+
+    Args:
+        command: with placeholders, see `Way.fill`.
+        way: what to fill in.
+        environment: to add to; this process's own by default.
+    """
+    filled = way.fill(command)
+    child: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        if child is None:
+            early.append(number)
+        elif number != signal.SIGINT or not _in_foreground():
+            child.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        child = subprocess.Popen(filled, env={**(environment or os.environ), **way.environment()})
+        for number in early:
+            child.send_signal(number)
+        status = child.wait()
+    except OSError as error:
+        print(f"s2uc: {filled[0]} cannot be started: {error.strerror}", file=sys.stderr)  # noqa: T201 - as a shell says it
+        return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return status if status >= 0 else 128 - status
+
+
+def _in_foreground() -> bool:
+    """True when the terminal sends its interrupts to the application itself."""
+    try:
+        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except (OSError, ValueError):
+        return False

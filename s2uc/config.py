@@ -1,0 +1,198 @@
+"""What a user keeps: the gateways known, with their tokens, and the sessions asked for.
+
+`gateways/NAME.json` and `sessions/UID.json`, each written whole with mode 0600 in directories of 0700.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from s2uc.files import read_secret_json, write_secret
+from scistream.errors import FailedPrecondition, InvalidArgument, NotFound
+from scistream.vocabulary import Endpoint, Role, Uid, shown
+
+if TYPE_CHECKING:  # commands that speak with no gateway do not pay for gRPC
+    from s2uc.gateway import Gateway
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_GATEWAY_FILE, _SESSION_FILE = "a gateway file of s2uc", "a session file of s2uc"
+
+
+@dataclass(frozen=True, slots=True)
+class KnownGateway:
+    """A gateway as it is on file."""
+
+    name: str
+    endpoint: Endpoint
+    ca_pem: str = ""
+    token: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise InvalidArgument(
+                f"gateway name {shown(self.name)} is not 1 to 63 letters, digits, dots, dashes and underscores"
+            )
+
+    def live(self) -> Gateway:
+        """Give what a client takes."""
+        from s2uc.gateway import Gateway  # noqa: PLC0415
+
+        return Gateway(self.name, self.endpoint, self.ca_pem.encode() or None, self.token)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """A session that this user asked for: where it lives, and its applications' keys."""
+
+    uid: Uid
+    gateways: Mapping[Role, str]
+    keys: Mapping[Role, str] = field(default_factory=dict, repr=False)
+    expires_at: datetime | None = None
+
+
+class UserConfig:
+    """The user's directory. Nothing is made until something is written."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @classmethod
+    def locate(cls, directory: str | None = None) -> UserConfig:
+        """Find it: as given, else by SCISTREAM_CONFIG_DIR, else ~/.config/scistream."""
+        found = directory or os.environ.get("SCISTREAM_CONFIG_DIR") or "~/.config/scistream"
+        return cls(Path(found).expanduser())
+
+    def gateways(self) -> list[KnownGateway]:
+        """All gateways known, by name."""
+        return [self._read_gateway(path) for path in self._files("gateways")]
+
+    def gateway(self, name: str) -> KnownGateway:
+        """Look a gateway up.
+
+        Raises:
+            InvalidArgument: none of that name.
+        """
+        path = self._path("gateways", name) if _NAME.fullmatch(name) else None
+        if path is None or not path.exists():
+            known = ", ".join(path.stem for path in self._files("gateways")) or "none yet"
+            raise InvalidArgument(
+                f"gateway {shown(name)} is not known (known: {known}); run: s2uc gateway add NAME HOST:PORT"
+            )
+        return self._read_gateway(path)
+
+    def save_gateway(self, gateway: KnownGateway) -> None:
+        """Keep a gateway, new or changed."""
+        content = {
+            "name": gateway.name,
+            "address": str(gateway.endpoint),
+            "ca": gateway.ca_pem,
+            "token": gateway.token,
+        }
+        self._write("gateways", gateway.name, content)
+
+    def forget_gateway(self, name: str) -> None:
+        """Remove a gateway and its token."""
+        self.gateway(name)
+        self._path("gateways", name).unlink(missing_ok=True)
+
+    def set_token(self, name: str, token: str) -> KnownGateway:
+        """Keep a gateway's token; empty forgets it."""
+        gateway = replace(self.gateway(name), token=token)
+        self.save_gateway(gateway)
+        return gateway
+
+    def find_session(self, uid: Uid) -> SessionRecord | None:
+        """Look a session up."""
+        path = self._path("sessions", uid)
+        if not path.exists():
+            return None
+        content = read_secret_json(path, _SESSION_FILE)
+        try:
+            expires_at = content["expires_at"]
+            return SessionRecord(
+                Uid(content["uid"]),
+                {Role(role): str(name) for role, name in content["gateways"].items()},
+                {Role(role): str(key) for role, key in content["keys"].items()},
+                datetime.fromisoformat(expires_at) if expires_at else None,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise InvalidArgument(f"{path} is not {_SESSION_FILE}; remove it") from None
+
+    def session(self, uid: Uid) -> SessionRecord:
+        """Look a session up.
+
+        Raises:
+            NotFound: this user's directory has none of that uid.
+        """
+        found = self.find_session(uid)
+        if found is None:
+            raise NotFound(f"session {uid} is not in {self.directory}; name its gateway, or use another --config")
+        return found
+
+    def save_session(self, record: SessionRecord) -> None:
+        """Keep a session; those that have expired are cleared away."""
+        self._prune()
+        content = {
+            "uid": record.uid,
+            "gateways": dict(record.gateways),
+            "keys": dict(record.keys),
+            "expires_at": record.expires_at.isoformat() if record.expires_at else None,
+        }
+        self._write("sessions", record.uid, content)
+
+    def forget_session(self, uid: Uid) -> None:
+        """Remove what is kept of a session."""
+        self._path("sessions", uid).unlink(missing_ok=True)
+
+    def _prune(self) -> None:
+        now = datetime.now(UTC)
+        for path in self._files("sessions"):
+            try:
+                record = self.find_session(Uid(path.stem))
+            except InvalidArgument:
+                continue
+            if record and record.expires_at and record.expires_at < now:
+                path.unlink(missing_ok=True)
+
+    def _read_gateway(self, path: Path) -> KnownGateway:
+        content = read_secret_json(path, _GATEWAY_FILE)
+        try:
+            endpoint = Endpoint.parse(content["address"])
+            return KnownGateway(content["name"], endpoint, str(content["ca"]), str(content["token"]))
+        except (KeyError, TypeError, AttributeError, InvalidArgument):
+            raise InvalidArgument(f"{path} is not {_GATEWAY_FILE}; remove it and add the gateway again") from None
+
+    def _files(self, kind: str) -> Iterator[Path]:
+        return iter(sorted((self.directory / kind).glob("[!.]*.json")))
+
+    def _path(self, kind: str, name: str) -> Path:
+        return self.directory / kind / f"{name}.json"
+
+    def _write(self, kind: str, name: str, content: dict[str, Any]) -> None:
+        path = self._path(kind, name)
+        for directory in (self.directory, path.parent):
+            try:
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise FailedPrecondition(f"{directory} cannot be made: {error.strerror}; use --config DIR") from None
+        write_secret(path, json.dumps(content, indent=1) + "\n")
+
+
+def known_gateway(name: str, config: str | None = None) -> Gateway:
+    """Give a gateway that `s2uc gateway add` made known.
+
+    Args:
+        name: the user's word for it.
+        config: the directory of the user's configuration; None is the default one.
+
+    Raises:
+        InvalidArgument: none of that name.
+    """
+    return UserConfig.locate(config).gateway(name).live()

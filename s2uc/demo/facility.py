@@ -1,0 +1,117 @@
+"""A gateway of its own for the demonstration: real `s2cs` processes with fresh certificates, on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from s2uc.gateway import Gateway, GatewayClient
+from scistream.errors import ScistreamError, Unavailable
+from scistream.vocabulary import Endpoint
+
+_START_S = 30.0
+_STOP_S = 20.0
+
+
+class Facility:
+    """One gateway in a directory of its own.
+
+    Args:
+        name: of the gateway.
+        directory: to be made; the caller removes it.
+        backend: that its sessions get.
+    """
+
+    def __init__(self, name: str, directory: Path, backend: str = "auto") -> None:
+        self.name = name
+        self.directory = directory
+        self.backend = backend
+        self.endpoint = Endpoint("127.0.0.1", _free_port())
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def gateway(self) -> Gateway:
+        """Give it as its first user knows it."""
+        ca_pem = (self.directory / "certs" / "ca.crt").read_bytes()
+        token = (self.directory / "token").read_text(encoding="ascii").strip()
+        return Gateway(self.name, self.endpoint, ca_pem, token)
+
+    async def start(self) -> None:
+        """Make its settings and start it; return when it answers.
+
+        Raises:
+            ScistreamError: it does not come up; the message ends with its last words.
+        """
+        port, backend = str(self.endpoint.port), self.backend
+        making = await self._s2cs(
+            "init", str(self.directory), "--name", self.name, "--port", port, "--backend", backend
+        )
+        if await _ended(making):
+            raise self._failed("s2cs init failed")
+        self._process = await self._s2cs("serve", "--config", str(self.directory / "s2cs.toml"))
+        async with asyncio.timeout(_START_S):
+            while not await self._answers():
+                if self._process.returncode is not None:
+                    raise self._failed("s2cs serve ended")
+                await asyncio.sleep(0.05)
+
+    async def stop(self) -> None:
+        """End it and wait for its end; politely first."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        process.terminate()
+        try:
+            async with asyncio.timeout(_STOP_S):
+                await process.wait()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+            raise
+
+    async def _answers(self) -> bool:
+        try:
+            async with GatewayClient(self.gateway, timeout=2.0) as client:
+                await client.describe()
+        except Unavailable:
+            return False
+        return True
+
+    async def _s2cs(self, *arguments: str) -> asyncio.subprocess.Process:
+        """Run the gateway's program; in a session of its own, so that Ctrl-C is the demonstration's alone."""
+        settings = {name: value for name, value in os.environ.items() if not name.startswith("SCISTREAM_")}
+        with self._log.open("ab") as log:
+            command = (sys.executable, "-m", "s2cs", *arguments)
+            return await asyncio.create_subprocess_exec(
+                *command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=settings, start_new_session=True
+            )
+
+    @property
+    def _log(self) -> Path:
+        return self.directory.with_name(f"{self.name}.log")
+
+    def _failed(self, what: str) -> ScistreamError:
+        words = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return ScistreamError(f"gateway {self.name}: {what}: {words[-1] if words else 'without a word'}")
+
+
+async def _ended(process: asyncio.subprocess.Process) -> int:
+    """Wait for a short process; it does not outlive the wait."""
+    try:
+        return await process.wait()
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        raise
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])

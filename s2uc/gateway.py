@@ -1,0 +1,218 @@
+"""One gateway as its users see it: where it is, how it is trusted, and the verbs of its control server."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from s2uc.probe import diagnose
+
+if TYPE_CHECKING:
+    from scistream.proto.scistream_pb2_grpc import ControlAsyncStub
+from scistream.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    ScistreamError,
+    Unauthenticated,
+    Unavailable,
+)
+from scistream.machine import State
+from scistream.proto import scistream_pb2 as pb
+from scistream.proto.scistream_pb2_grpc import ControlStub
+from scistream.vocabulary import Endpoint
+from scistream.wire import CHANNEL_OPTIONS, error_from, grpc
+
+_Q = TypeVar("_Q")
+_A = TypeVar("_A")
+TIMEOUT_S = 30.0
+_FIRST_CONTACT_S = 3.0  # how long one that was never there may refuse; one that was there may be restarting
+_CHANNEL_OPTIONS: list[tuple[str, Any]] = [
+    *CHANNEL_OPTIONS,
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.use_local_subchannel_pool", 1),  # one client's failures do not slow down the next one
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A facility's control server, as a user knows it.
+
+    Args:
+        name: the user's word for it.
+        endpoint: where it listens.
+        ca_pem: the CA certificates that its own must come from (PEM); None means this computer's.
+        token: the user's token there, or an application's key for one session.
+    """
+
+    name: str
+    endpoint: Endpoint
+    ca_pem: bytes | None = None
+    token: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\x21-\x7e]{0,4096}", self.token):
+            raise InvalidArgument(
+                f"the token for gateway {self.name} is not one line of printable characters; copy it again"
+            )
+
+    def with_token(self, token: str) -> Gateway:
+        """Give the same gateway, for somebody else."""
+        return replace(self, token=token)
+
+    def __str__(self) -> str:
+        shown_name = str(self.endpoint)
+        return shown_name if self.name == shown_name else f"{self.name} ({shown_name})"
+
+
+class GatewayClient:
+    """Speak with one gateway, from `async with` on.
+
+    Every call has a deadline. What the network loses is sent again, because every request can be.
+    """
+
+    def __init__(self, gateway: Gateway, timeout: float = TIMEOUT_S) -> None:
+        self.gateway = gateway
+        self.timeout = timeout
+        self._reached = False
+        self._metadata = (("authorization", f"Bearer {gateway.token}"),) if gateway.token else ()
+
+    async def __aenter__(self) -> Self:
+        options = list(_CHANNEL_OPTIONS)
+        if (ip := self.gateway.endpoint.ip) is not None and ip.is_loopback:
+            options.append(("grpc.enable_http_proxy", 0))
+        credentials = grpc.ssl_channel_credentials(root_certificates=self.gateway.ca_pem)
+        self._channel = grpc.aio.secure_channel(str(self.gateway.endpoint), credentials, options)
+        self._stub: ControlAsyncStub = ControlStub(self._channel)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._channel.close()
+
+    async def req(self, request: pb.Request) -> pb.Response:
+        """REQ: reserve listeners."""
+        return await self._call(self._stub.req, request)
+
+    async def hello(self, hello: pb.Hello) -> pb.AppResponse:
+        """Announce an application."""
+        return await self._call(self._stub.hello, hello)
+
+    async def update(self, update: pb.UpdateTargets) -> pb.Response:
+        """UpdateTargets: send the connection map and the credentials."""
+        return await self._call(self._stub.update, update)
+
+    async def release(self, uid: str, timeout: float | None = None) -> pb.Response:
+        """REL: give everything back."""
+        return await self._call(self._stub.release, pb.Release(uid=uid), timeout)
+
+    async def describe(self) -> pb.GatewayDescription:
+        """Ask what the gateway is, and who the caller is to it."""
+        return await self._call(self._stub.describe, pb.DescribeRequest())
+
+    async def list(self, uid: str = "") -> tuple[pb.SessionInfo, ...]:
+        """The caller's sessions there, or only the one of that uid."""
+        return tuple((await self._call(self._stub.list, pb.ListRequest(uid=uid))).sessions)
+
+    async def watch(self, uid: str) -> AsyncGenerator[pb.SessionEvent, None]:
+        """Follow a session: its present state, then each change, until it has ended.
+
+        A broken connection is made again; the state then comes once more.
+        """
+        attempt = 0
+        lost_at: float | None = None
+        clock = asyncio.get_running_loop().time
+        while True:
+            call = self._stub.watch(pb.WatchRequest(uid=uid), metadata=self._metadata)
+            try:
+                async for event in call:
+                    self._reached, attempt, lost_at = True, 0, None
+                    yield event
+                return
+            except grpc.aio.AioRpcError as error:
+                lost_at = lost_at or clock()
+                pause = _pause(attempt)
+                attempt += 1
+                await self._judge(error, lost_at, lost_at + self.timeout, pause)
+                await asyncio.sleep(pause)
+            finally:
+                call.cancel()
+
+    async def _call(
+        self, method: grpc.aio.UnaryUnaryMultiCallable[_Q, _A], message: _Q, timeout: float | None = None
+    ) -> _A:
+        clock = asyncio.get_running_loop().time
+        begin = clock()
+        end = begin + (timeout or self.timeout)
+        attempt = 0
+        while True:
+            try:
+                answer = await method(message, timeout=max(end - clock(), 0.05), metadata=self._metadata)
+            except grpc.aio.AioRpcError as error:
+                pause = _pause(attempt)
+                attempt += 1
+                await self._judge(error, begin, end, pause)
+                await asyncio.sleep(pause)
+            else:
+                self._reached = True
+                return answer
+
+    async def _judge(self, error: grpc.aio.AioRpcError, begin: float, end: float, pause: float) -> None:
+        """Return when the call is worth another attempt after the pause; else raise what it stands for."""
+        status, details = error.code(), error.details() or ""
+        name = self.gateway
+        ready = self._channel.get_state() is grpc.ChannelConnectivity.READY
+        if status not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED) or (
+            status is grpc.StatusCode.UNAVAILABLE and ready
+        ):
+            self._reached = True
+            raise _said_by(self.gateway, status, details)
+        if status is grpc.StatusCode.DEADLINE_EXCEEDED and (ready or self._reached):
+            raise DeadlineExceeded(f"gateway {name} did not answer in time ({end - begin:g} s); ask for its state")
+        found = await diagnose(self.gateway.endpoint, self.gateway.ca_pem)
+        if found and not (found.passing and status is grpc.StatusCode.UNAVAILABLE):
+            raise Unavailable(f"gateway {name}: {found.sentence}")
+        now = asyncio.get_running_loop().time()
+        if now + pause < (end if self._reached else min(end, begin + _FIRST_CONTACT_S)):
+            return
+        raise Unavailable(f"gateway {name}: {found.sentence if found else f'the connection is lost ({details})'}")
+
+
+def _said_by(gateway: Gateway, status: grpc.StatusCode, details: str) -> ScistreamError:
+    """Make an error of a gateway's own words."""
+    error = error_from(status, f"gateway {gateway.name}: {details or status.name}")
+    if isinstance(error, Unauthenticated) and not gateway.token:
+        return Unauthenticated(f"gateway {gateway.name}: no token is known for it; run: s2uc login {gateway.name}")
+    return error
+
+
+def _pause(attempt: int) -> float:
+    """Wait longer each time, and never in step with others."""
+    return random.uniform(0.05, min(2.0, 0.1 * 2**attempt) + 0.05)  # noqa: S311 - spreads load, hides nothing
+
+
+async def wait_until(client: GatewayClient, uid: str, ready: Callable[[pb.SessionInfo], bool]) -> pb.SessionInfo:
+    """Follow a session until `ready(info)`.
+
+    Raises:
+        DeadlineExceeded: it expired first.
+        FailedPrecondition: it ended otherwise.
+    """
+    async with aclosing(client.watch(uid)) as events:
+        async for event in events:
+            info = event.session
+            if ready(info):
+                return info
+            if info.state and State(info.state).ended:
+                kind = DeadlineExceeded if info.state == State.EXPIRED else FailedPrecondition
+                raise kind(f"gateway {client.gateway.name}: session {uid} has ended: {info.reason or info.state}")
+    raise Unavailable(f"gateway {client.gateway.name}: it stopped reporting on session {uid}")
