@@ -1,0 +1,188 @@
+"""The operator's command line, as processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from scistream.proto import scistream_pb2 as pb
+from scistream.x509 import DevelopmentCA
+from tests.support.gateways import gateway, port_block
+
+
+def s2cs(*arguments: str | Path, exit_status: int = 0, **environ: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "s2cs", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=os.environ | environ)
+    assert done.returncode == exit_status, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    first = port_block()
+    s2cs("init", tmp_path / "g", "--port", str(first), "--port-range", f"{first + 1}-{first + 20}")
+    return tmp_path / "g" / "s2cs.toml"
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def test_init_writes_what_it_says_and_keeps_secrets(made: Path) -> None:
+    directory = made.parent
+    secret = ["token", "certs/ca.key", "certs/server.key", "state/s2cs.db"]
+    assert [(directory / name).stat().st_mode & 0o777 for name in secret] == [0o600] * 4
+    assert directory.stat().st_mode & 0o777 == 0o700
+    token = (directory / "token").read_text().strip()
+    assert not any(token.encode() in path.read_bytes() for path in (directory / "state").iterdir())
+
+
+def test_init_again_touches_nothing(made: Path) -> None:
+    before = {path: path.read_bytes() for path in made.parent.rglob("*") if path.is_file()}
+    assert "already" in s2cs("init", made.parent, exit_status=1).stderr
+    assert before == {path: path.read_bytes() for path in made.parent.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--lan", "eth0"], "--lan 'eth0' is not an IP address"),
+        (["--wan", "0.0.0.0"], "--wan 0.0.0.0"),
+        (["--port", "0"], "--port 0"),
+        (["--port", "65536"], "--port 65536"),
+        (["--port-range", "9-1"], "port range"),
+        (["--name", "a b"], "--name 'a b'"),
+        (["--host", "a;b"], "host 'a;b'"),
+        (["--backend", "squid"], "squid"),
+    ],
+)
+def test_init_refuses(tmp_path: Path, options: list[str], says: str) -> None:
+    assert says in s2cs("init", tmp_path / "g", *options, exit_status=2).stderr
+    assert not (tmp_path / "g" / "s2cs.toml").exists()
+
+
+def test_init_where_nothing_can_be_written() -> None:
+    assert "cannot be written" in s2cs("init", "/proc/nowhere", exit_status=1).stderr
+
+
+def test_check_finds_nothing_wrong_with_a_new_gateway(made: Path) -> None:
+    out = s2cs("check", "--config", made).stdout
+    assert "FAULT" not in out
+    assert "backend nginx" in out
+
+
+def test_check_finds_every_fault_at_once(made: Path) -> None:
+    (made.parent / "certs" / "server.key").unlink()
+    made.parent.joinpath("state").chmod(0o755)
+    edit(made, 'lan = "127.0.0.1"', 'lan = "192.0.2.77"')
+    edit(made, 'backend = "auto"', 'backend = "haproxy"\nprograms = { haproxy = "/nowhere/haproxy" }')
+    done = s2cs("check", "--config", made, exit_status=1)
+    faults = [line for line in done.stdout.splitlines() if line.startswith("FAULT")]
+    assert len(faults) == 4
+    for words in ("server.key cannot be read", "chmod 700", "192.0.2.77 is not an address", "haproxy"):
+        assert any(words in fault for fault in faults), words
+
+
+@pytest.mark.parametrize("command", [["serve"], ["check"], ["sessions"], ["user", "list"]])
+def test_bad_settings_are_named(made: Path, command: list[str]) -> None:
+    edit(made, "[s2ds]", "[s2ds]\nbufer = 3")
+    done = s2cs(*command, "--config", made, exit_status=1)
+    assert done.stderr.startswith(f"s2cs: {made}: [s2ds] bufer: unknown key; accepted are backend")
+
+
+class TestServe:
+    """What keeps it from starting is said in one sentence."""
+
+    def refused(self, file: Path, says: str, exit_status: int = 1) -> None:
+        done = s2cs("serve", "--config", file, exit_status=exit_status)
+        assert says in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+    def test_no_certificate(self, made: Path) -> None:
+        (made.parent / "certs" / "server.crt").unlink()
+        self.refused(made, "server.crt cannot be read: No such file")
+
+    def test_expired_certificate(self, made: Path) -> None:
+        certs = made.parent / "certs"
+        certificate, key = DevelopmentCA.create("x").issue_server(["127.0.0.1"], datetime.now(UTC) - timedelta(days=1))
+        (certs / "server.crt").write_bytes(certificate.pem)
+        (certs / "server.key").write_bytes(key.pem)
+        self.refused(made, "expired on")
+
+    def test_anothers_key(self, made: Path) -> None:
+        (made.parent / "certs" / "server.key").write_bytes((made.parent / "certs" / "ca.key").read_bytes())
+        self.refused(made, "its key is another one's")
+
+    def test_unreadable_key(self, made: Path) -> None:
+        key = made.parent / "certs" / "server.key"
+        key.unlink()
+        key.mkdir()  # a mode says nothing to root
+        self.refused(made, "server.key cannot be read: Is a directory")
+
+    def test_taken_port(self, made: Path) -> None:
+        port = int(made.read_text().split('listen = ["127.0.0.1:')[1].split('"')[0])
+        with socket.create_server(("127.0.0.1", port)):
+            self.refused(made, f"cannot listen on 127.0.0.1:{port}", 4)
+
+    def test_state_directory_is_a_file(self, made: Path) -> None:
+        edit(made, 'state_dir = "state"', 'state_dir = "token"')
+        self.refused(made, "state directory")
+
+    def test_damaged_store(self, made: Path) -> None:
+        store = made.parent / "state" / "s2cs.db"
+        store.write_bytes(b"not a database" * 1000)
+        self.refused(made, "s2cs.db cannot be used")
+        assert store.read_bytes().startswith(b"not a database")
+
+    def test_newer_store(self, made: Path) -> None:
+        import sqlite3
+
+        store = sqlite3.connect(made.parent / "state" / "s2cs.db")
+        store.execute("PRAGMA user_version=999")
+        store.close()
+        self.refused(made, "newer s2cs")
+
+
+def test_users(made: Path) -> None:
+    config = ("--config", made)
+    token = s2cs("user", "add", "alice", *config).stdout.strip()
+    assert token.startswith("s2t_")
+    assert "already" in s2cs("user", "add", "alice", *config, exit_status=1).stderr
+    assert "user name" in s2cs("user", "add", "a b", *config, exit_status=2).stderr
+    names = [user["name"] for user in json.loads(s2cs("user", "list", "--json", *config).stdout)]
+    assert names == ["admin", "alice"]
+    assert "alice" in s2cs("user", "list", *config).stdout
+    s2cs("user", "remove", "alice", *config)
+    assert "no user alice" in s2cs("user", "remove", "alice", *config, exit_status=5).stderr
+
+
+def test_a_removed_user_is_refused_and_sessions_are_shown(tmp_path: Path) -> None:
+    with gateway(tmp_path / "g") as running:
+        token = running.add_user("alice")
+        with running.client(token) as alice:
+            alice.req(pb.Request(uid="a-1", role="PROD", num_conn=2, immediate=True))
+            (row,) = json.loads(s2cs("sessions", "--json", "--config", running.config).stdout)
+            assert (row["uid"], row["state"], row["owner"], len(row["listeners"])) == ("a-1", "RESERVED", "alice", 2)
+            assert "a-1" in s2cs("sessions", "--config", running.config).stdout
+            s2cs("user", "remove", "alice", "--config", running.config)
+            with pytest.raises(Exception, match="UNAUTHENTICATED"):
+                alice.list(pb.ListRequest())
+        with running.client() as admin:
+            admin.release(pb.Release(uid="a-1"))
+        assert s2cs("sessions", "--config", running.config).stderr == "no sessions\n"
+
+
+@pytest.mark.parametrize("command", ["", "init", "check", "serve", "user", "user add", "user list", "sessions"])
+def test_help(command: str) -> None:
+    out = s2cs(*command.split(), "--help").stdout
+    assert out.startswith("Usage: ")
