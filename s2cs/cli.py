@@ -119,12 +119,12 @@ def user() -> None:
 
 @contextmanager
 def _store(settings: Settings) -> Iterator[Store]:
-    from s2cs.store import Store  # noqa: PLC0415
+    from s2cs.store import SqliteStore  # noqa: PLC0415
 
     file = settings.server.state_dir / "s2cs.db"
     if not file.parent.is_dir():
         raise ScistreamError(f"state directory {file.parent} is not there; make a gateway first: s2cs init DIR")
-    store = Store(file)
+    store = SqliteStore(file)
     try:
         yield store
     finally:

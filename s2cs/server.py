@@ -20,7 +20,7 @@ from s2cs.gateway import Gateway
 from s2cs.s2ds.local import Interface, LocalConfig, LocalDataServer
 from s2cs.servicer import Door, Servicer
 from s2cs.settings import Settings
-from s2cs.store import Store
+from s2cs.store import SqliteStore
 from scistream.errors import FailedPrecondition, InvalidArgument, Unavailable
 from scistream.proto import scistream_pb2 as pb
 from scistream.proto.scistream_pb2_grpc import add_ControlServicer_to_server
@@ -63,7 +63,7 @@ async def _running(settings: Settings) -> AsyncIterator[Gateway]:
     credentials = _server_credentials(settings)
     async with AsyncExitStack() as stack:
         stack.enter_context(_locked(settings.server.state_dir))
-        store = Store(settings.server.state_dir / "s2cs.db")
+        store = SqliteStore(settings.server.state_dir / "s2cs.db")
         stack.callback(store.close)
         data_server = local_data_server(settings)
         await data_server.open()

@@ -11,7 +11,7 @@ import psutil
 
 from s2cs.auth import digest, new_token
 from s2cs.settings import GATEWAY_NAME
-from s2cs.store import Store
+from s2cs.store import SqliteStore
 from scistream.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from scistream.vocabulary import Endpoint, PortRange, shown
 from scistream.x509 import DevelopmentCA
@@ -124,7 +124,7 @@ def _write_all(directory: Path, settings: str, name: str, names: list[str]) -> N
     _write(certs / "ca.key", ca.key.pem, 0o600)
     _write(certs / "server.crt", certificate.pem, 0o644)
     _write(certs / "server.key", key.pem, 0o600)
-    store = Store(state / "s2cs.db")
+    store = SqliteStore(state / "s2cs.db")
     try:
         if any(user.name == "admin" for user in store.users()):
             store.remove_user("admin")

@@ -1,4 +1,4 @@
-"""What outlives the process: users and sessions, in SQLite.
+"""What outlives the process: users, sessions and a few facts, in SQLite.
 
 WAL mode with `synchronous=NORMAL`: a commit survives the death of this process at once. A loss of power
 may take the last commits, but it takes all proxies with it, so there is nothing left to lose track of.
@@ -15,19 +15,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
-from scistream.errors import AlreadyExists, FailedPrecondition, NotFound
+from scistream.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from scistream.machine import Request, Session, State, Waits
-from scistream.vocabulary import Rate, Role, Uid, parse_endpoints
+from scistream.vocabulary import Endpoint, Rate, Role, Uid, parse_endpoints
 
-SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE users (
-    name TEXT PRIMARY KEY, admin INTEGER NOT NULL, token_sha256 BLOB NOT NULL UNIQUE, created_at REAL NOT NULL
-) STRICT;
-CREATE TABLE sessions (id TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
-"""
+# What each schema version adds to the one before; a file of an earlier version is brought forward at start.
+MIGRATIONS = (
+    """
+    CREATE TABLE users (
+        name TEXT PRIMARY KEY, admin INTEGER NOT NULL, token_sha256 BLOB NOT NULL UNIQUE, created_at REAL NOT NULL
+    ) STRICT;
+    CREATE TABLE sessions (id TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
+    """,
+    "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +42,59 @@ class User:
     created_at: float
 
 
-class Store:
-    """Keep users and sessions in one SQLite file.
+class Store(Protocol):
+    """Keep users, sessions and facts. What a method changed is kept when it returns.
+
+    All methods raise Unavailable when the store cannot be used now, and ResourceExhausted when it is full;
+    nothing is changed then.
+    """
+
+    def close(self) -> None:
+        """Let go of it."""
+
+    def add_user(self, name: str, admin: bool, token_sha256: bytes) -> User:
+        """Add a user.
+
+        Raises:
+            AlreadyExists: there is one of that name.
+        """
+        ...
+
+    def remove_user(self, name: str) -> None:
+        """Remove a user.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+
+    def users(self) -> list[User]:
+        """All users, by name."""
+        ...
+
+    def user_by_token(self, token_sha256: bytes) -> User | None:
+        """The user whose token has this SHA-256."""
+        ...
+
+    def save(self, session: Session) -> None:
+        """Write a session down as it is now."""
+
+    def delete(self, id: str) -> None:
+        """Forget a session; unknown ids are no error."""
+
+    def sessions(self) -> list[Session]:
+        """All sessions, oldest first."""
+        ...
+
+    def fact(self, name: str) -> str:
+        """What was noted under a name; empty when nothing was."""
+        ...
+
+    def note(self, name: str, value: str) -> None:
+        """Note a fact, in place of what was noted under that name."""
+
+
+class SqliteStore:
+    """The store of one gateway: one SQLite file.
 
     Raises:
         FailedPrecondition: the file is damaged, or of a newer schema; it is left as it is.
@@ -48,19 +102,33 @@ class Store:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        with self._faults():
+        try:
             self._db = sqlite3.connect(file, isolation_level=None, timeout=10)
-            file.chmod(0o600)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version > SCHEMA_VERSION:
-                raise FailedPrecondition(
-                    f"{file} was written by a newer s2cs (schema {version}, this one knows {SCHEMA_VERSION}); "
-                    "install that version again"
-                )
-            if version == 0:
-                self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+            try:
+                self._open()
+            except BaseException:
+                self._db.close()
+                raise
+        except sqlite3.Error as error:
+            raise FailedPrecondition(
+                f"{file} cannot be used: {error}; mend the disk, or move the file away to begin anew"
+            ) from None
+
+    def _open(self) -> None:
+        self.file.chmod(0o600)
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version > len(MIGRATIONS):
+            raise FailedPrecondition(
+                f"{self.file} was written by a newer s2cs (schema {version}, this one knows {len(MIGRATIONS)}); "
+                "install that version again"
+            )
+        (sound,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        if sound != "ok":
+            raise sqlite3.DatabaseError(sound)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        for number, migration in enumerate(MIGRATIONS[version:], version + 1):
+            self._db.executescript(f"BEGIN; {migration} PRAGMA user_version={number}; COMMIT;")
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
@@ -69,20 +137,16 @@ class Store:
         except sqlite3.IntegrityError:
             raise
         except sqlite3.Error as error:
-            raise FailedPrecondition(
-                f"{self.file} cannot be used: {error}; check the disk, or move the file away to begin anew"
-            ) from None
+            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise ResourceExhausted(f"there is no room to write {self.file}; make room on its disk") from None
+            raise Unavailable(f"{self.file} cannot be used now: {error}; the operator mends the disk") from None
 
     def close(self) -> None:
         """Let go of the file."""
         self._db.close()
 
     def add_user(self, name: str, admin: bool, token_sha256: bytes) -> User:
-        """Add a user.
-
-        Raises:
-            AlreadyExists: there is one of that name.
-        """
+        """Add a user."""
         user = User(name, admin, time.time())
         try:
             with self._faults():
@@ -92,11 +156,7 @@ class Store:
         return user
 
     def remove_user(self, name: str) -> None:
-        """Remove a user.
-
-        Raises:
-            NotFound: there is none of that name.
-        """
+        """Remove a user."""
         with self._faults():
             if not self._db.execute("DELETE FROM users WHERE name = ?", (name,)).rowcount:
                 raise NotFound(f"there is no user {name}; s2cs user list shows who there is")
@@ -131,6 +191,17 @@ class Store:
             rows = self._db.execute("SELECT body FROM sessions").fetchall()
         return sorted((_load(body) for (body,) in rows), key=lambda session: session.created_at)
 
+    def fact(self, name: str) -> str:
+        """What was noted under a name."""
+        with self._faults():
+            row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return str(row[0]) if row else ""
+
+    def note(self, name: str, value: str) -> None:
+        """Note a fact."""
+        with self._faults():
+            self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
 
 def _dump(session: Session) -> str:
     request = session.request
@@ -161,6 +232,9 @@ def _dump(session: Session) -> str:
         "prod_listeners": [str(x) for x in session.prod_listeners],
         "targets": [str(x) for x in session.targets],
         "credentials_sha256": session.credentials_sha256,
+        "before_update": (
+            [[str(x) for x in session.before_update[0]], session.before_update[1]] if session.before_update else None
+        ),
         "outcome": session.outcome,
         "reason": session.reason,
     }
@@ -197,6 +271,11 @@ def _load(text: str) -> Session:
         prod_listeners=parse_endpoints(body["prod_listeners"]),
         targets=parse_endpoints(body["targets"]),
         credentials_sha256=body["credentials_sha256"],
+        before_update=_before_update(body["before_update"]),
         outcome=State(body["outcome"]) if body["outcome"] else None,
         reason=body["reason"],
     )
+
+
+def _before_update(found: Any) -> tuple[tuple[Endpoint, ...], str] | None:
+    return (parse_endpoints(found[0]), found[1]) if found else None
