@@ -179,8 +179,11 @@ def remove(name: str, settings: Settings) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON array on stdout.")
 def sessions(settings: Settings, everything: bool, as_json: bool) -> None:
     """Show the sessions of this gateway."""
+    from s2cs.clock import Clock  # noqa: PLC0415
+
     with _store(settings) as store:
         found = [s for s in store.sessions() if everything or not s.state.ended]
+        clock = Clock.of(store)
     if as_json:
         rows = [
             {
@@ -191,8 +194,8 @@ def sessions(settings: Settings, everything: bool, as_json: bool) -> None:
                 "backend": s.backend,
                 "listeners": [str(x) for x in s.listeners],
                 "targets": [str(x) for x in s.targets],
-                "created_at": _utc(s.created_at),
-                "expires_at": _utc(s.expires_at),
+                "created_at": _utc(clock.wall(s.created_at)),
+                "expires_at": _utc(clock.wall(s.expires_at)),
                 "reason": s.reason,
             }
             for s in found
@@ -202,7 +205,7 @@ def sessions(settings: Settings, everything: bool, as_json: bool) -> None:
     for s in found:
         click.echo(
             f"{s.uid:36} {s.role:4} {s.state:10} {s.owner:12} {s.backend:8} x{s.request.num_conn:<4} "
-            f"until {_utc(s.expires_at)} {s.reason}".rstrip()
+            f"until {_utc(clock.wall(s.expires_at))} {s.reason}".rstrip()
         )
     if not found:
         click.echo("no sessions", err=True)

@@ -13,8 +13,7 @@ import hashlib
 import logging
 import re
 import secrets
-import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -22,6 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from s2cs.auth import Caller, KeyHolder
+from s2cs.clock import Clock
 from s2cs.live import Item, Live, News
 from s2cs.policy import admit
 from s2cs.s2ds.contract import Bridge, Change, DataServer, TunnelEvent, TunnelSpec, TunnelStatus
@@ -71,13 +71,11 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
 class Gateway:
     """Serve the sessions of one facility's gateway."""
 
-    def __init__(
-        self, settings: Settings, store: Store, data_server: DataServer, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, settings: Settings, store: Store, data_server: DataServer) -> None:
         self.settings = settings
         self.data_server = data_server
+        self.clock = Clock.of(store)
         self._store = store
-        self._clock = clock
         self._sessions: dict[str, Live] = {}
         self._by_uid: dict[tuple[str, Uid], Live] = {}  # the latest of an owner's sessions of that uid
         self._background: list[asyncio.Task[None]] = []
@@ -144,7 +142,7 @@ class Gateway:
         live = self._find(caller, uid)
         self._check_role(live.session, role)
         endpoints = parse_endpoints(addresses) if live.session.role is Role.PROD else ()
-        step(live.session, Hello(endpoints), self._clock())  # what is refused anyway needs no resolving
+        step(live.session, Hello(endpoints), self.clock.now())  # what is refused anyway needs no resolving
         admitted = await self._admit(Role.PROD, endpoints)
         return self._apply(live, Hello(admitted))
 
@@ -174,9 +172,9 @@ class Gateway:
                 "and its trust_anchor, as s2uc does"
             )
         sha256 = hashlib.sha256(certificate + trust_anchor).hexdigest()
-        step(session, Update(endpoints, sha256), self._clock())
+        step(session, Update(endpoints, sha256), self.clock.now())
         credentials = Credentials(Certificate.from_der(certificate), Certificate.from_der(trust_anchor))
-        credentials.check(uid, session.role, _csr_key(session.csr), datetime.fromtimestamp(self._clock(), UTC))
+        credentials.check(uid, session.role, _csr_key(session.csr), datetime.now(UTC))
         admitted = await self._admit(session.role, endpoints)
         if live.session.state not in (State.STARTING, State.RECOVERING):
             live.bridge = Bridge(admitted, credentials)
@@ -306,7 +304,7 @@ class Gateway:
             )
         waits = Waits(hello=limits.hello_wait, update=limits.update_wait)
         lease_s = request.lease_s or limits.default_lease
-        session = open_session(secrets.token_hex(8), owner.name, request, self._clock(), lease_s, waits)
+        session = open_session(secrets.token_hex(8), owner.name, request, self.clock.now(), lease_s, waits)
         self._store.save(session)
         live = Live(session)
         self._keep(live)
@@ -331,7 +329,7 @@ class Gateway:
     def _apply(self, live: Live, event: Event) -> Session:
         """Step a session, save it, tell the watchers, begin what is to be done."""
         before = live.session
-        after, effects = step(before, event, self._clock())
+        after, effects = step(before, event, self.clock.now())
         if after is not before:
             self._store.save(after)
             live.become(after)
@@ -413,7 +411,7 @@ class Gateway:
     async def _watch_time(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
-            now = self._clock()
+            now = self.clock.now()
             for live in list(self._sessions.values()):
                 session = live.session
                 if session.state.ended:

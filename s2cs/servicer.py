@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
-from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
@@ -111,7 +110,7 @@ class Servicer(ControlServicer):
     async def req(self, request: pb.Request, context: Any) -> pb.Response:
         """REQ."""
         session = await self._gateway.request(_caller.get(), _decode(request), not request.immediate)
-        return _response(session)
+        return self._response(session)
 
     async def hello(self, request: pb.Hello, context: Any) -> pb.AppResponse:
         """Hello."""
@@ -133,21 +132,21 @@ class Servicer(ControlServicer):
             request.certificate,
             request.trust_anchor,
         )
-        return _response(session)
+        return self._response(session)
 
     async def release(self, request: pb.Release, context: Any) -> pb.Response:
         """REL."""
-        return _response(await self._gateway.release(_caller.get(), Uid(request.uid)))
+        return self._response(await self._gateway.release(_caller.get(), Uid(request.uid)))
 
     async def list(self, request: pb.ListRequest, context: Any) -> pb.SessionList:
         """Sessions of the caller."""
         found = await self._gateway.list(_caller.get(), request.uid)
-        return pb.SessionList(sessions=[_info(session, tunnel) for session, tunnel in found])
+        return pb.SessionList(sessions=[self._info(session, tunnel) for session, tunnel in found])
 
     async def watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.SessionEvent]:
         """A session's events."""
         async for item in self._gateway.watch(_caller.get(), Uid(request.uid)):
-            yield _event(item)
+            yield self._event(item)
 
     async def describe(self, request: pb.DescribeRequest, context: Any) -> pb.GatewayDescription:
         """What the gateway is, and who the caller is to it."""
@@ -178,6 +177,51 @@ class Servicer(ControlServicer):
             free_ports=min(server.free_ports(role) for role in Role),
         )
 
+    def _response(self, session: Session) -> pb.Response:
+        return pb.Response(
+            listeners=map(str, session.listeners),
+            prod_listeners=map(str, session.prod_listeners),
+            state=session.state,
+            csr=session.csr,
+            backend=session.backend,
+            expires_at=self._time(session.expires_at),
+        )
+
+    def _info(self, session: Session, tunnel: TunnelStatus | None = None) -> pb.SessionInfo:
+        request = session.request
+        return pb.SessionInfo(
+            uid=session.uid,
+            role=session.role,
+            state=session.state,
+            reason=session.reason,
+            owner=session.owner,
+            backend=session.backend,
+            backend_version=tunnel.backend_version if tunnel else "",
+            protocol=request.protocol,
+            num_conn=request.num_conn,
+            rate_bytes_per_s=request.rate.bytes_per_s,
+            listeners=map(str, session.listeners),
+            prod_listeners=map(str, session.prod_listeners),
+            targets=map(str, session.targets),
+            created_at=self._time(session.created_at),
+            expires_at=self._time(session.expires_at),
+            labels=request.labels,
+            producer=request.producer,
+            consumer=request.consumer,
+            tls_version=tunnel.tls_version if tunnel else "",
+            tls_cipher=tunnel.tls_cipher if tunnel else "",
+        )
+
+    def _event(self, item: Item) -> pb.SessionEvent:
+        now = Timestamp()
+        now.GetCurrentTime()
+        return pb.SessionEvent(kind=_KINDS[item.kind], at=now, session=self._info(item.session), message=item.message)
+
+    def _time(self, steady: float) -> Timestamp:
+        stamp = Timestamp()
+        stamp.FromMicroseconds(round(self._gateway.clock.wall(steady) * 1e6))
+        return stamp
+
 
 _GREETINGS = {
     (Role.PROD, False): "noted where you listen; the way opens when the user's client has connected both sides",
@@ -201,52 +245,3 @@ def _decode(request: pb.Request) -> Request:
         labels=MappingProxyType(dict(request.labels)),
         hello_key_sha256=request.hello_key_sha256,
     )
-
-
-def _response(session: Session) -> pb.Response:
-    return pb.Response(
-        listeners=map(str, session.listeners),
-        prod_listeners=map(str, session.prod_listeners),
-        state=session.state,
-        csr=session.csr,
-        backend=session.backend,
-        expires_at=_timestamp(session.expires_at),
-    )
-
-
-def _info(session: Session, tunnel: TunnelStatus | None = None) -> pb.SessionInfo:
-    request = session.request
-    return pb.SessionInfo(
-        uid=session.uid,
-        role=session.role,
-        state=session.state,
-        reason=session.reason,
-        owner=session.owner,
-        backend=session.backend,
-        backend_version=tunnel.backend_version if tunnel else "",
-        protocol=request.protocol,
-        num_conn=request.num_conn,
-        rate_bytes_per_s=request.rate.bytes_per_s,
-        listeners=map(str, session.listeners),
-        prod_listeners=map(str, session.prod_listeners),
-        targets=map(str, session.targets),
-        created_at=_timestamp(session.created_at),
-        expires_at=_timestamp(session.expires_at),
-        labels=request.labels,
-        producer=request.producer,
-        consumer=request.consumer,
-        tls_version=tunnel.tls_version if tunnel else "",
-        tls_cipher=tunnel.tls_cipher if tunnel else "",
-    )
-
-
-def _event(item: Item) -> pb.SessionEvent:
-    now = Timestamp()
-    now.GetCurrentTime()
-    return pb.SessionEvent(kind=_KINDS[item.kind], at=now, session=_info(item.session), message=item.message)
-
-
-def _timestamp(seconds: float) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromDatetime(datetime.fromtimestamp(seconds, UTC))
-    return stamp
