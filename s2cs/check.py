@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import resource
 import socket
@@ -13,7 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from s2cs.s2ds.contract import Capability
-from s2cs.server import local_data_server, read_certificate
+from s2cs.s2ds.local import LocalDataServer
+from s2cs.server import local_config, read_certificate, running_pid
 from s2cs.settings import Settings
 from scistream.errors import ScistreamError
 from scistream.x509 import check_server_certificate
@@ -92,22 +92,10 @@ def _listeners(settings: Settings) -> Iterator[Finding]:
         error = _bind(endpoint.host, endpoint.port)
         if error is None:
             yield Finding(True, f"control port {endpoint} is free")
-        elif error.errno == errno.EADDRINUSE and _serves(settings):
+        elif error.errno == errno.EADDRINUSE and running_pid(settings) is not None:
             yield Finding(True, f"control port {endpoint} is in use; this gateway is running")
         else:
             yield Finding(False, f"control port {endpoint} cannot be used: {error.strerror}; change [server] listen")
-
-
-def _serves(settings: Settings) -> bool:
-    """Tell whether the gateway of these settings runs now, by its lock."""
-    try:
-        with (settings.server.state_dir / "lock").open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass
-    return False
 
 
 def _ports(settings: Settings) -> Iterator[Finding]:
@@ -134,7 +122,7 @@ def _ports(settings: Settings) -> Iterator[Finding]:
 
 
 def _proxies(settings: Settings) -> Iterator[Finding]:
-    backends = local_data_server(settings).backends()
+    backends = LocalDataServer(local_config(settings)).backends()
     wanted = settings.s2ds.backend
     usable = [b for b in backends if b.available and Capability.MUTUAL_TLS in b.capabilities]
     for backend in backends:

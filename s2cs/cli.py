@@ -5,42 +5,40 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 import scistream
-from scistream.errors import ScistreamError
+from scistream.errors import DeadlineExceeded, ScistreamError, Unavailable
 
 if TYPE_CHECKING:
     from s2cs.settings import Settings
     from s2cs.store import Store
 
+_RELOAD_S = 10.0
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
-def _config_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command --config, and turn it into the settings."""
+_config_option = click.option(
+    "--config",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The settings [default: s2cs.toml here, else /etc/scistream/s2cs.toml].",
+)
 
-    @click.option(
-        "--config",
-        "file",
-        type=click.Path(path_type=Path, dir_okay=False),
-        help="The settings [default: s2cs.toml here, else /etc/scistream/s2cs.toml].",
-    )
-    @wraps(command)
-    def with_settings(*args: Any, file: Path | None, **kwargs: Any) -> Any:
-        from s2cs.settings import load  # noqa: PLC0415 - pydantic, which help needs not
 
-        return command(*args, settings=load(file), **kwargs)
+def _load(file: Path | None) -> Settings:
+    from s2cs.settings import load  # noqa: PLC0415 - pydantic, which help needs not
 
-    return with_settings
+    return load(file)
 
 
 @click.group(context_settings=_CONTEXT, epilog="Try it: s2cs init DIR && s2cs serve --config DIR/s2cs.toml")
@@ -84,11 +82,11 @@ def init(
 
 @cli.command(context_settings=_CONTEXT)
 @_config_option
-def check(settings: Settings) -> None:
+def check(file: Path | None) -> None:
     """Look for everything that would keep the gateway from working; exit 0 or 1."""
     from s2cs.check import check as look  # noqa: PLC0415
 
-    findings = look(settings)
+    findings = look(_load(file))
     for finding in findings:
         word = "FAULT" if not finding.ok else "warn " if finding.warning else "ok   "
         click.echo(f"{word} {finding.text}")
@@ -100,8 +98,8 @@ def check(settings: Settings) -> None:
 @cli.command(context_settings=_CONTEXT)
 @_config_option
 @click.option("--verbose", "-v", is_flag=True, help="Log more.")
-def serve(settings: Settings, verbose: bool) -> None:
-    """Run the gateway until SIGTERM."""
+def serve(file: Path | None, verbose: bool) -> None:
+    """Run the gateway until SIGTERM; SIGHUP reads settings and certificate again."""
     from s2cs.server import serve as run  # noqa: PLC0415
 
     logging.basicConfig(
@@ -109,7 +107,51 @@ def serve(settings: Settings, verbose: bool) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    asyncio.run(run(settings))
+    asyncio.run(run(file))
+
+
+@cli.command(context_settings=_CONTEXT)
+@_config_option
+def reload(file: Path | None) -> None:
+    """Make the running gateway read its settings and certificate again.
+
+    What cannot be used is refused, here and there, and the old stays in force.
+    """
+    from s2cs.server import RELOADED, read_certificate, running_pid  # noqa: PLC0415
+
+    settings = _load(file)
+    read_certificate(settings)
+    pid = running_pid(settings)
+    if pid is None:
+        raise Unavailable("no gateway runs on these settings; start it with: s2cs serve")
+    with _store(settings) as store:
+        before = store.fact(RELOADED)
+        os.kill(pid, signal.SIGHUP)
+        deadline = time.monotonic() + _RELOAD_S
+        while (after := store.fact(RELOADED)) == before:
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(f"gateway process {pid} did not answer within {_RELOAD_S} s; see its log")
+            time.sleep(0.02)
+    outcome = json.loads(after)
+    if outcome["fault"]:
+        raise ScistreamError(outcome["fault"])
+    click.echo("reloaded", err=True)
+    if outcome["restart"]:
+        click.echo(f"these wait for a restart: {', '.join(outcome['restart'])}", err=True)
+
+
+@cli.command(context_settings=_CONTEXT)
+@_config_option
+@click.option("--off", is_flag=True, help="Take new sessions again.")
+def drain(file: Path | None, off: bool) -> None:
+    """Take no new sessions; those there are go on to their end. Outlives a restart."""
+    from s2cs.gateway import DRAINING  # noqa: PLC0415
+
+    with _store(_load(file)) as store:
+        store.note(DRAINING, "no" if off else "yes")
+        left = sum(not session.state.ended for session in store.sessions())
+    what = "new sessions are taken again" if off else "no new sessions are taken"
+    click.echo(f"{what}; {left} {'is' if left == 1 else 'are'} there now", err=True)
 
 
 @cli.group(context_settings=_CONTEXT)
@@ -135,7 +177,7 @@ def _store(settings: Settings) -> Iterator[Store]:
 @click.argument("name")
 @click.option("--admin", is_flag=True, help="May see and release everybody's sessions.")
 @_config_option
-def add(name: str, admin: bool, settings: Settings) -> None:
+def add(name: str, admin: bool, file: Path | None) -> None:
     """Add a user and print the new token, which is shown only this once.
 
     Example: s2cs user add alice > alice.token
@@ -143,7 +185,7 @@ def add(name: str, admin: bool, settings: Settings) -> None:
     from s2cs.auth import check_user_name, digest, new_token  # noqa: PLC0415
 
     token = new_token()
-    with _store(settings) as store:
+    with _store(_load(file)) as store:
         store.add_user(check_user_name(name), admin, digest(token))
     click.echo(token)
     click.echo(f"added {'admin' if admin else 'user'} {name}; the token is not kept, so hand it over now", err=True)
@@ -152,9 +194,9 @@ def add(name: str, admin: bool, settings: Settings) -> None:
 @user.command("list", context_settings=_CONTEXT)
 @_config_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON array on stdout.")
-def list_users(settings: Settings, as_json: bool) -> None:
+def list_users(file: Path | None, as_json: bool) -> None:
     """Show who may use this gateway."""
-    with _store(settings) as store:
+    with _store(_load(file)) as store:
         users = store.users()
     if as_json:
         click.echo(json.dumps([{"name": u.name, "admin": u.admin, "created_at": _utc(u.created_at)} for u in users]))
@@ -166,9 +208,9 @@ def list_users(settings: Settings, as_json: bool) -> None:
 @user.command(context_settings=_CONTEXT)
 @click.argument("name")
 @_config_option
-def remove(name: str, settings: Settings) -> None:
+def remove(name: str, file: Path | None) -> None:
     """Remove a user: the token is refused from now on."""
-    with _store(settings) as store:
+    with _store(_load(file)) as store:
         store.remove_user(name)
     click.echo(f"removed user {name}", err=True)
 
@@ -177,11 +219,11 @@ def remove(name: str, settings: Settings) -> None:
 @_config_option
 @click.option("--all", "everything", is_flag=True, help="Ended sessions, too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON array on stdout.")
-def sessions(settings: Settings, everything: bool, as_json: bool) -> None:
+def sessions(file: Path | None, everything: bool, as_json: bool) -> None:
     """Show the sessions of this gateway."""
     from s2cs.clock import Clock  # noqa: PLC0415
 
-    with _store(settings) as store:
+    with _store(_load(file)) as store:
         found = [s for s in store.sessions() if everything or not s.state.ended]
         clock = Clock.of(store)
     if as_json:

@@ -37,6 +37,7 @@ from scistream.errors import (
     ResourceExhausted,
     ScistreamError,
     Unauthenticated,
+    Unavailable,
 )
 from scistream.machine import (
     Broke,
@@ -63,6 +64,7 @@ from scistream.x509 import Certificate, Credentials
 
 log = logging.getLogger(__name__)
 
+DRAINING = "draining"  # the fact in the store
 HELLO_WAIT_S = 180.0  # how long a `req` that waits for Hello may block
 _TICK_S = 0.25
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
@@ -101,6 +103,11 @@ class Gateway:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+
+    @property
+    def draining(self) -> bool:
+        """True while new sessions are refused; noted in the store, so that it outlives this process."""
+        return self._store.fact(DRAINING) == "yes"
 
     # What callers ask for
 
@@ -298,6 +305,8 @@ class Gateway:
 
     def _open(self, owner: Caller, request: Request) -> Live:
         limits = self.settings.limits
+        if self.draining:
+            raise Unavailable(f"gateway {self.settings.server.name} takes no new sessions now; use another, or wait")
         if sum(not live.session.state.ended for live in self._sessions.values()) >= limits.sessions:
             raise ResourceExhausted(
                 f"this gateway serves {limits.sessions} sessions already; try again when one has ended"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -19,9 +21,9 @@ from grpc_reflection.v1alpha import reflection
 from s2cs.gateway import Gateway
 from s2cs.s2ds.local import Interface, LocalConfig, LocalDataServer
 from s2cs.servicer import Door, Servicer
-from s2cs.settings import Settings
-from s2cs.store import SqliteStore
-from scistream.errors import FailedPrecondition, InvalidArgument, Unavailable
+from s2cs.settings import Settings, load, succeed
+from s2cs.store import SqliteStore, Store
+from scistream.errors import FailedPrecondition, InvalidArgument, ScistreamError, Unavailable
 from scistream.proto import scistream_pb2 as pb
 from scistream.proto.scistream_pb2_grpc import add_ControlServicer_to_server
 from scistream.vocabulary import Endpoint
@@ -30,6 +32,8 @@ from scistream.x509 import check_server_certificate
 
 log = logging.getLogger(__name__)
 
+LOCK = "lock"  # in the state directory; holds the process id
+RELOADED = "reloaded"  # the fact that tells how the last reload went
 _SERVICE = pb.DESCRIPTOR.services_by_name["Control"].full_name
 _OPTIONS = [
     *CHANNEL_OPTIONS,
@@ -38,39 +42,88 @@ _OPTIONS = [
 ]
 
 
-async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; then stop as `on_shutdown` says.
+async def serve(file: Path | None) -> None:
+    """Serve until SIGTERM or SIGINT, then stop as `on_shutdown` says; SIGHUP reads settings and certificate again.
 
     Raises:
+        SettingsError: the settings cannot be used.
         FailedPrecondition: the state directory, a certificate or the store cannot be used.
         Unavailable: a port to listen on is taken.
     """
-    stop = asyncio.Event()
+    settings = load(file)
+    stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with _running(settings):
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
+    async with _running(settings) as running:
         where = ", ".join(map(str, settings.server.listen))
         log.info("gateway %s serves on %s", settings.server.name, where)
         _notify("READY=1")
-        await stop.wait()
+        while not stop.is_set():
+            await _first(stop, reload)
+            if reload.is_set():
+                reload.clear()
+                _notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+                running.reload(file)
+                _notify("READY=1")
         log.info("gateway %s stops", settings.server.name)
         _notify("STOPPING=1")
 
 
+async def _first(*events: asyncio.Event) -> None:
+    """Wait for one of several events."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+
+
+class _Running:
+    """What a reload changes."""
+
+    def __init__(self, store: Store, gateway: Gateway, data_server: LocalDataServer) -> None:
+        self._store = store
+        self._gateway = gateway
+        self._data_server = data_server
+        self._certificate = read_certificate(gateway.settings)
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """Give the control channel its certificate: whichever is in force when a client connects."""
+        return grpc.dynamic_ssl_server_credentials(self._current(), self._current)
+
+    def _current(self) -> grpc.ServerCertificateConfiguration:
+        certificate, key = self._certificate
+        return grpc.ssl_server_certificate_configuration([(key, certificate)])
+
+    def reload(self, file: Path | None) -> None:
+        """Bring new settings and a new certificate into force, or keep all of the old and say why."""
+        try:
+            settings = load(file)
+            certificate = read_certificate(settings)
+        except ScistreamError as error:
+            log.error("not reloaded, the old settings stay in force: %s", error)
+            self._store.note(RELOADED, json.dumps({"at": time.time(), "fault": str(error)}))
+            return
+        settings, waiting = succeed(self._gateway.settings, settings)
+        if waiting:
+            log.warning("reloaded, but %s waits for a restart", ", ".join(waiting))
+        self._certificate = certificate
+        self._gateway.settings = settings
+        self._data_server.configure(local_config(settings))
+        log.info("settings and certificate reloaded")
+        self._store.note(RELOADED, json.dumps({"at": time.time(), "fault": "", "restart": waiting}))
+
+
 @asynccontextmanager
-async def _running(settings: Settings) -> AsyncIterator[Gateway]:
-    credentials = _server_credentials(settings)
+async def _running(settings: Settings) -> AsyncIterator[_Running]:
     async with AsyncExitStack() as stack:
         stack.enter_context(_locked(settings.server.state_dir))
         store = SqliteStore(settings.server.state_dir / "s2cs.db")
         stack.callback(store.close)
-        data_server = local_data_server(settings)
-        await data_server.open()
-        stack.push_async_callback(data_server.close)
+        data_server = LocalDataServer(local_config(settings))
         gateway = Gateway(settings, store, data_server)
-        await gateway.open()
-        stack.push_async_callback(gateway.close)
+        running = _Running(store, gateway, data_server)
         server = grpc.aio.server(interceptors=[Door(store)], options=_OPTIONS)
         add_ControlServicer_to_server(Servicer(gateway), server)
         status = health.aio.HealthServicer()
@@ -78,33 +131,35 @@ async def _running(settings: Settings) -> AsyncIterator[Gateway]:
         names = (_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
         for endpoint in settings.server.listen:
-            _listen(server, endpoint, credentials)
+            _listen(server, endpoint, running.credentials())
+        await data_server.open()
+        stack.push_async_callback(data_server.close)
+        await gateway.open()
+        stack.push_async_callback(gateway.close)
         await server.start()
         # No grace: a watch never ends by itself, and what a caller asked for goes on without it.
         stack.push_async_callback(server.stop, 0)
         for name in ("", _SERVICE):
             await status.set(name, health_pb2.HealthCheckResponse.SERVING)
         stack.push_async_callback(status.enter_graceful_shutdown)
-        yield gateway
+        yield running
 
 
-def local_data_server(settings: Settings) -> LocalDataServer:
-    """Make the data server of this node, as the settings have it."""
+def local_config(settings: Settings) -> LocalConfig:
+    """Say how the data server of this node is to be, as the settings have it."""
     network, s2ds = settings.network, settings.s2ds
-    return LocalDataServer(
-        LocalConfig(
-            directory=settings.server.state_dir / "tunnels",
-            lan=Interface(network.lan, network.lan_advertise or network.lan),
-            wan=Interface(network.wan, network.wan_advertise or network.wan),
-            ports=network.ports,
-            backend=s2ds.backend,
-            programs={str(name): path for name, path in s2ds.programs.items()},
-            buffer_bytes=s2ds.buffer_bytes,
-            ciphers=tuple(s2ds.ciphers),
-            grace_s=s2ds.grace,
-            start_timeout_s=s2ds.start_timeout,
-            max_restarts=s2ds.max_restarts,
-        )
+    return LocalConfig(
+        directory=settings.server.state_dir / "tunnels",
+        lan=Interface(network.lan, network.lan_advertise or network.lan),
+        wan=Interface(network.wan, network.wan_advertise or network.wan),
+        ports=network.ports,
+        backend=s2ds.backend,
+        programs={str(name): path for name, path in s2ds.programs.items()},
+        buffer_bytes=s2ds.buffer_bytes,
+        ciphers=tuple(s2ds.ciphers),
+        grace_s=s2ds.grace,
+        start_timeout_s=s2ds.start_timeout,
+        max_restarts=s2ds.max_restarts,
     )
 
 
@@ -112,7 +167,7 @@ def _locked(directory: Path) -> IO[str]:
     """Make the state directory and hold it against a second server."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = (directory / "lock").open("w")
+        file = (directory / LOCK).open("a+")
     except OSError as error:
         raise FailedPrecondition(
             f"state directory {directory} cannot be used: {error.strerror}; mend it or change [server] state_dir"
@@ -122,7 +177,22 @@ def _locked(directory: Path) -> IO[str]:
     except BlockingIOError:
         file.close()
         raise FailedPrecondition(f"another s2cs runs on state directory {directory}; stop it first") from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
     return file
+
+
+def running_pid(settings: Settings) -> int | None:
+    """Tell which process serves these settings' state directory, by its lock; None when none does."""
+    try:
+        with (settings.server.state_dir / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return int((settings.server.state_dir / LOCK).read_text())
+    except OSError:
+        pass
+    return None
 
 
 def read_certificate(settings: Settings) -> tuple[bytes, bytes]:
@@ -146,11 +216,6 @@ def read_certificate(settings: Settings) -> tuple[bytes, bytes]:
     except InvalidArgument as error:
         raise FailedPrecondition(f"certificate {server.certificate} cannot be used: {error}") from None
     return certificate, key
-
-
-def _server_credentials(settings: Settings) -> grpc.ServerCredentials:
-    certificate, key = read_certificate(settings)
-    return grpc.ssl_server_credentials([(key, certificate)])
 
 
 def _listen(server: grpc.aio.Server, endpoint: Endpoint, credentials: grpc.ServerCredentials) -> None:

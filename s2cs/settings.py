@@ -139,6 +139,21 @@ class Settings(_Table):
     policy: Policy = Policy()
 
 
+# What a running gateway cannot change: [table] and its keys, all of them if none is named.
+FIXED: dict[str, tuple[str, ...]] = {"server": ("listen", "state_dir"), "network": (), "s2ds": ("launcher",)}
+
+
+def succeed(old: Settings, new: Settings) -> tuple[Settings, list[str]]:
+    """Give the settings that a running gateway can take over, and the names of those that wait for a restart."""
+    tables, waiting = {}, []
+    for table, keys in FIXED.items():
+        before, after = getattr(old, table), getattr(new, table)
+        kept = {key: getattr(before, key) for key in keys or type(before).model_fields}
+        waiting += [f"[{table}] {key}" for key, value in kept.items() if getattr(after, key) != value]
+        tables[table] = after.model_copy(update=kept)
+    return new.model_copy(update=tables), waiting
+
+
 class SettingsError(ScistreamError):
     """The settings cannot be used; the message has a line for each fault."""
 

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from signal import Signals
 
@@ -49,6 +50,11 @@ class LocalDataServer:
         left = [path for path in self._config.directory.iterdir() if path.is_dir()]
         await asyncio.gather(*(self._clear(path) for path in left))
         await asyncio.to_thread(self.backends)  # looks at the proxies once, before anyone waits for it
+
+    def configure(self, config: LocalConfig) -> None:
+        """Take other settings for the tunnels to come; directory, networks and ports stay as they are."""
+        fixed = {name: getattr(self._config, name) for name in ("directory", "lan", "wan", "ports")}
+        self._config = replace(config, **fixed)
 
     async def close(self) -> None:
         """End all tunnels, and whatever watches them. Closing twice is harmless."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 
 from scistream.proto import scistream_pb2 as pb
 from scistream.x509 import DevelopmentCA
-from tests.support.gateways import gateway, port_block
+from tests.support.gateways import gateway, port_block, restarted
 
 
 def s2cs(*arguments: str | Path, exit_status: int = 0, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -182,7 +184,60 @@ def test_a_removed_user_is_refused_and_sessions_are_shown(tmp_path: Path) -> Non
         assert s2cs("sessions", "--config", running.config).stderr == "no sessions\n"
 
 
-@pytest.mark.parametrize("command", ["", "init", "check", "serve", "user", "user add", "user list", "sessions"])
+@pytest.mark.parametrize(
+    "command", ["", "init", "check", "serve", "user", "user add", "user list", "sessions", "reload", "drain"]
+)
 def test_help(command: str) -> None:
     out = s2cs(*command.split(), "--help").stdout
     assert out.startswith("Usage: ")
+
+
+class TestReload:
+    """`s2cs reload` and SIGHUP."""
+
+    def test_settings_users_and_certificate(self, tmp_path: Path) -> None:
+        with gateway(tmp_path / "g") as running, running.client() as client:
+            edit(running.config, "[policy]", "[limits]\nnum_conn = 3\n\n[policy]")
+            edit(running.config, 'wan = "127.0.0.1"', 'wan = "127.0.0.2"')
+            ca = DevelopmentCA.create("new")
+            certificate, key = ca.issue_server(["127.0.0.1"], datetime.now(UTC) + timedelta(days=3))
+            certs = running.directory / "certs"
+            for name, pem in (("ca.crt", ca.certificate.pem), ("server.crt", certificate.pem), ("server.key", key.pem)):
+                (certs / name).write_bytes(pem)
+            before = client.describe(pb.DescribeRequest())
+            done = s2cs("reload", "--config", running.config)
+            assert "wait for a restart: [network] wan" in done.stderr
+            assert client.describe(pb.DescribeRequest()).max_num_conn == 3  # on the channel that was there
+            with running.client() as another:  # trusts the new CA only
+                after = another.describe(pb.DescribeRequest())
+            assert (before.max_num_conn, after.max_num_conn, after.wan_address) == (128, 3, "127.0.0.1")
+
+    def test_a_bad_file_leaves_the_old_in_force(self, tmp_path: Path) -> None:
+        with gateway(tmp_path / "g") as running, running.client() as client:
+            edit(running.config, "[s2ds]", "[s2ds]\nbufer = 3")
+            assert "bufer" in s2cs("reload", "--config", running.config, exit_status=1).stderr
+            running.process.send_signal(signal.SIGHUP)
+            deadline = time.monotonic() + 10
+            while "the old settings stay in force" not in running.log and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert "bufer: unknown key" in running.log
+            client.describe(pb.DescribeRequest())
+
+    def test_no_gateway_runs(self, made: Path) -> None:
+        assert "no gateway runs" in s2cs("reload", "--config", made, exit_status=4).stderr
+
+
+def test_drain(tmp_path: Path) -> None:
+    with gateway(tmp_path / "g") as running, running.client() as client:
+        request = pb.Request(uid="old", role="PROD", num_conn=1, immediate=True)
+        client.req(request)
+        assert "1 is there now" in s2cs("drain", "--config", running.config).stderr
+        client.req(request)  # what is there stays, and answers
+        with pytest.raises(Exception, match="takes no new sessions"):
+            client.req(pb.Request(uid="new", role="PROD", num_conn=1, immediate=True))
+        running.stop()
+        with restarted(running) as again, again.client() as other:
+            with pytest.raises(Exception, match="takes no new sessions"):
+                other.req(pb.Request(uid="new", role="PROD", num_conn=1, immediate=True))
+            s2cs("drain", "--off", "--config", running.config)
+            other.req(pb.Request(uid="new", role="PROD", num_conn=1, immediate=True))
