@@ -15,7 +15,7 @@ import pytest
 from s2cs.cli import cli as s2cs_cli
 from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.launchers import LAUNCHERS
-from s2cs.settings import Settings
+from s2cs.settings import FIXED, Settings
 from s2uc.cli import cli as s2uc_cli
 from scistream import diagram
 
@@ -65,6 +65,13 @@ def test_every_setting_is_in_the_docs_with_its_default(table: str) -> None:
     documented = {key for key in rows if key not in BACKENDS}
     assert documented == set(fields)
     assert Settings.model_validate({table: {k: tomllib.loads(f"v = {rows[k]}")["v"] for k in fields}}) == Settings()
+
+
+def test_the_docs_say_what_a_reload_cannot_change() -> None:
+    said = CONFIGURATION.partition("## Changing a running gateway")[2].partition("##")[0]
+    for table, keys in FIXED.items():
+        for name in keys or [f"[{table}]"]:
+            assert f"`{name}`" in said
 
 
 def test_every_backend_and_launcher_is_in_the_docs() -> None:
