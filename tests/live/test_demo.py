@@ -1,0 +1,79 @@
+"""The demonstration, with each proxy: it works, and leaves nothing behind, however it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+_DEMO = [sys.executable, "-m", "s2uc", "demo"]
+
+
+def _environment(directory: Path) -> dict[str, str]:
+    return {**os.environ, "TMPDIR": str(directory)}
+
+
+def _left(directory: Path) -> list[str]:
+    """Files in the demonstration's place, and processes that know of it."""
+    found = [str(path) for path in directory.rglob("*")]
+    for process in psutil.process_iter():
+        try:
+            known = [*process.cmdline(), process.cwd(), *process.environ().values()]
+        except psutil.Error:
+            continue
+        if any(str(directory) in text for text in known):
+            found.append(str(process))
+    return found
+
+
+@pytest.mark.parametrize("backend", ["nginx", "haproxy", "stunnel"])
+def test_demo(tmp_path: Path, backend: str) -> None:
+    command = [*_DEMO, "--backend", backend, "--num-conn", "3", "--frames", "50", "--json"]
+    process = subprocess.run(
+        command, env=_environment(tmp_path), capture_output=True, text=True, timeout=100, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    summary = json.loads(process.stdout)
+    assert (summary["backend"], summary["frames"], summary["num_conn"]) == (backend, 50, 3)
+    assert summary["backend_version"]
+    assert summary["bytes"] > 50 * 1024 * 1024 * 2
+    assert summary["tls_version"] == "TLSv1.3"
+    assert summary["tls_cipher"].startswith("TLS_")
+    for step in ("REQ", "RESP", "Hello", "UpdateTargets", "ACTIVE", "REL"):
+        assert step in process.stderr
+    assert _left(tmp_path) == []
+
+
+def test_demo_for_people_with_what_pip_installed(tmp_path: Path) -> None:
+    command = [*_DEMO, "--seconds", "0.5"]
+    process = subprocess.run(command, env=_environment(tmp_path), capture_output=True, text=True, check=True)
+    assert process.stderr == ""
+    for word in ("backend", "set-up", "throughput", "frames checked", "TLSv1.3", "UpdateTargets"):
+        assert word in process.stdout
+    assert _left(tmp_path) == []
+
+
+@pytest.mark.parametrize("word", ["two gateways start", "REQ", "ACTIVE", "the consumer connects"])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted(tmp_path: Path, word: str, number: int, status: int) -> None:
+    process = subprocess.Popen(
+        [*_DEMO, "--seconds", "60"],
+        env=_environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    while word not in (line := process.stdout.readline()):
+        assert line, process.communicate()
+    process.send_signal(number)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == status, errors
+    assert "Traceback" not in errors
+    assert _left(tmp_path) == []
