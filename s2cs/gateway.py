@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import re
 import secrets
@@ -46,7 +45,9 @@ from scistream.machine import (
     Exited,
     Hello,
     Kept,
+    Proof,
     Release,
+    Renew,
     Request,
     Reserved,
     Session,
@@ -149,7 +150,7 @@ class Gateway:
         live = self._find(caller, uid)
         self._check_role(live.session, role)
         endpoints = parse_endpoints(addresses) if live.session.role is Role.PROD else ()
-        step(live.session, Hello(endpoints), self.clock.now())  # what is refused anyway needs no resolving
+        self._foresee(live.session, Hello(endpoints), endpoints)
         admitted = await self._admit(Role.PROD, endpoints)
         return self._apply(live, Hello(admitted))
 
@@ -178,17 +179,14 @@ class Gateway:
                 f"session {uid} needs credentials for the WAN leg; send a certificate for the csr of req's answer "
                 "and its trust_anchor, as s2uc does"
             )
-        sha256 = hashlib.sha256(certificate + trust_anchor).hexdigest()
-        step(session, Update(endpoints, sha256), self.clock.now())
-        credentials = Credentials(Certificate.from_der(certificate), Certificate.from_der(trust_anchor))
-        credentials.check(uid, session.role, _csr_key(session.csr), datetime.now(UTC))
+        proof = Proof(certificate, trust_anchor)
+        self._foresee(session, Update(endpoints, proof), endpoints)
+        _credentials(proof).check(uid, session.role, _csr_key(session.csr), datetime.now(UTC))
         admitted = await self._admit(session.role, endpoints)
-        if live.session.state not in (State.STARTING, State.RECOVERING):
-            live.bridge = Bridge(admitted, credentials)
+        await self._settled(live)
         live.error = None
-        self._apply(live, Update(admitted, sha256))
-        if live.session.state is State.ACTIVE and live.task is not None:
-            await asyncio.wait([live.task])
+        self._apply(live, Update(admitted, proof))
+        await self._settled(live)
         session = await live.until(lambda session: session.state is not State.STARTING)
         if session.state is State.CLOSING or session.state.ended:
             session = await live.until(lambda session: session.state.ended)
@@ -196,6 +194,29 @@ class Gateway:
         if live.error is not None:
             raise live.error
         return session
+
+    async def renew(self, caller: Caller | KeyHolder, uid: Uid, lease_s: int, trust_anchor: bytes) -> Session:
+        """Make a session live longer, and trust the anchor of the credentials that will come with an update.
+
+        The update may then come to both gateways in any order: each trusts the old and the new meanwhile.
+
+        Raises:
+            NotFound: no such session of this caller.
+            InvalidArgument, FailedPrecondition: not this way, or not now.
+            Unavailable: the data server refuses; the session goes on as it was.
+        """
+        live = self._find(self._user(caller), uid)
+        self._check_lease(lease_s)
+        Certificate.from_der(trust_anchor)
+        await self._settled(live)
+        live.error = None
+        expires_at = self.clock.now() + (lease_s or self.settings.limits.default_lease)
+        self._apply(live, Renew(expires_at, trust_anchor))
+        live.warned = False
+        await self._settled(live)
+        if live.error is not None:
+            raise live.error
+        return live.session
 
     async def release(self, caller: Caller | KeyHolder, uid: Uid) -> Session:
         """REL: give everything back; returns when it is back.
@@ -269,10 +290,7 @@ class Gateway:
                 f"num_conn {request.num_conn} is more than a session gets at this gateway ({limits.num_conn}); "
                 "ask for less"
             )
-        if request.lease_s > limits.max_lease:
-            raise InvalidArgument(
-                f"lease {request.lease_s} s is longer than this gateway allows ({limits.max_lease} s); ask for less"
-            )
+        self._check_lease(request.lease_s)
         if request.protocol != "tcp":
             raise InvalidArgument(f"protocol {shown(request.protocol)} is not served here; use tcp")
         if len(request.hello_key_sha256) not in (0, 32):
@@ -287,6 +305,11 @@ class Gateway:
                 raise InvalidArgument(f"label {shown(key)}={shown(value)} is not KEY=VALUE in printable characters")
         await self._check_near_end(request)
 
+    def _check_lease(self, lease_s: int) -> None:
+        longest = self.settings.limits.max_lease
+        if lease_s > longest:
+            raise InvalidArgument(f"lease {lease_s} s is longer than this gateway allows ({longest} s); ask for less")
+
     async def _check_near_end(self, request: Request) -> None:
         """Refuse at once what would be refused at Hello: an application outside of the allowed networks."""
         text = request.producer if request.role is Role.PROD else ""
@@ -300,6 +323,11 @@ class Gateway:
             if endpoint in control:
                 raise PermissionDenied(f"{endpoint} is this gateway's own control port; name where the data goes")
         return tuple(admitted)
+
+    def _foresee(self, session: Session, event: Event, endpoints: Iterable[Endpoint]) -> None:
+        """Refuse early what the rules refuse anyway. With names nothing can be said before they are resolved."""
+        if all(endpoint.ip for endpoint in endpoints):
+            step(session, event, self.clock.now())
 
     # Steps and effects
 
@@ -360,6 +388,11 @@ class Gateway:
         except FailedPrecondition as error:
             log.debug("%s", error)
 
+    async def _settled(self, live: Live) -> None:
+        """Wait until a running data server has taken over what was asked for, or refused it."""
+        while live.session.state is State.ACTIVE and live.task is not None and not live.task.done():
+            await asyncio.wait([live.task])
+
     def _act(self, live: Live, effect: Effect) -> None:
         live.task = asyncio.create_task(self._carry_out(live, effect, live.task))
 
@@ -392,11 +425,11 @@ class Gateway:
                 reservation = await server.reserve(spec)
                 return Reserved(reservation.listeners, reservation.backend, reservation.csr)
             case Effect.START | Effect.UPDATE:
-                assert live.bridge is not None
+                bridge = Bridge(session.targets, _credentials(session.proof))
                 if effect is Effect.UPDATE:
-                    await server.update(session.id, live.bridge)
+                    await server.update(session.id, bridge)
                     return None
-                await server.start(session.id, live.bridge)
+                await server.start(session.id, bridge)
                 return Started()
             case _:
                 await server.stop(session.id)
@@ -456,6 +489,11 @@ def _meaning(event: TunnelEvent) -> Event:
             return Started()
         case Change.FATAL:
             return Broke(event.reason)
+
+
+def _credentials(proof: Proof) -> Credentials:
+    other = Certificate.from_der(proof.other_anchor) if proof.other_anchor else None
+    return Credentials(Certificate.from_der(proof.certificate), Certificate.from_der(proof.trust_anchor), other)
 
 
 def _csr_key(csr: bytes) -> ec.EllipticCurvePublicKey:

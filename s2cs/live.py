@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from s2cs.s2ds.contract import Bridge
 from scistream.errors import ScistreamError, Unavailable
 from scistream.machine import Session
 
@@ -37,7 +36,6 @@ class Live:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.bridge: Bridge | None = None
         self.error: ScistreamError | None = None  # why the last effect could not be carried out
         self.task: asyncio.Task[None] | None = None  # the last effect, done when all before it are
         self.warned = False

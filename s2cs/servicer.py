@@ -138,6 +138,12 @@ class Servicer(ControlServicer):
         """REL."""
         return self._response(await self._gateway.release(_caller.get(), Uid(request.uid)))
 
+    async def renew(self, request: pb.Renew, context: Any) -> pb.Response:
+        """A longer lease, and the next trust anchor."""
+        uid = Uid(request.uid)
+        session = await self._gateway.renew(_caller.get(), uid, request.lease_s, request.trust_anchor)
+        return self._response(session)
+
     async def list(self, request: pb.ListRequest, context: Any) -> pb.SessionList:
         """Sessions of the caller."""
         found = await self._gateway.list(_caller.get(), request.uid)

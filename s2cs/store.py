@@ -18,8 +18,8 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from scistream.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
-from scistream.machine import Request, Session, State, Waits
-from scistream.vocabulary import Endpoint, Rate, Role, Uid, parse_endpoints
+from scistream.machine import Proof, Request, Route, Session, State, Waits
+from scistream.vocabulary import Rate, Role, Uid, parse_endpoints
 
 # What each schema version adds to the one before; a file of an earlier version is brought forward at start.
 MIGRATIONS = (
@@ -231,10 +231,13 @@ def _dump(session: Session) -> str:
         "csr": base64.b64encode(session.csr).decode(),
         "prod_listeners": [str(x) for x in session.prod_listeners],
         "targets": [str(x) for x in session.targets],
-        "credentials_sha256": session.credentials_sha256,
-        "before_update": (
-            [[str(x) for x in session.before_update[0]], session.before_update[1]] if session.before_update else None
-        ),
+        "proof": _dump_proof(session.proof),
+        "before_update": session.before_update
+        and [
+            [str(x) for x in session.before_update[0]],
+            _dump_proof(session.before_update[1]),
+            session.before_update[2],
+        ],
         "outcome": session.outcome,
         "reason": session.reason,
     }
@@ -270,12 +273,25 @@ def _load(text: str) -> Session:
         csr=base64.b64decode(body["csr"]),
         prod_listeners=parse_endpoints(body["prod_listeners"]),
         targets=parse_endpoints(body["targets"]),
-        credentials_sha256=body["credentials_sha256"],
-        before_update=_before_update(body["before_update"]),
+        proof=_load_proof(body["proof"]),
+        before_update=_load_route(body["before_update"]),
         outcome=State(body["outcome"]) if body["outcome"] else None,
         reason=body["reason"],
     )
 
 
-def _before_update(found: Any) -> tuple[tuple[Endpoint, ...], str] | None:
-    return (parse_endpoints(found[0]), found[1]) if found else None
+def _dump_route(route: Route) -> list[Any]:
+    targets, proof, expires_at = route
+    return [[str(x) for x in targets], _dump_proof(proof), expires_at]
+
+
+def _load_route(found: Any) -> Route | None:
+    return (parse_endpoints(found[0]), _load_proof(found[1]), found[2]) if found else None
+
+
+def _dump_proof(proof: Proof) -> list[str]:
+    return [base64.b64encode(getattr(proof, name)).decode() for name in Proof.__slots__]
+
+
+def _load_proof(found: list[str]) -> Proof:
+    return Proof(*map(base64.b64decode, found))

@@ -66,11 +66,28 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True)
+class Proof:
+    """A session's credentials, as bytes that mean nothing here."""
+
+    certificate: bytes = b""
+    trust_anchor: bytes = b""
+    other_anchor: bytes = b""  # trusted too while credentials change: first the next one, then the one before
+
+
+@dataclass(frozen=True, slots=True)
 class Update:
-    """UpdateTargets came: where to forward to, and a digest of the credentials."""
+    """UpdateTargets came: where to forward to, and with which credentials."""
 
     targets: tuple[Endpoint, ...]
-    credentials_sha256: str = ""
+    proof: Proof = Proof()
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """The session is to live longer, and its credentials will be issued under another anchor."""
+
+    expires_at: float
+    trust_anchor: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +131,7 @@ class Stopped:
     """The data server has given everything back."""
 
 
-Event = Reserved | Hello | Update | Started | Exited | Kept | Broke | Release | Timeout | Stopped
+Event = Reserved | Hello | Update | Renew | Started | Exited | Kept | Broke | Release | Timeout | Stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +162,9 @@ class Request:
     hello_key_sha256: bytes = b""
 
 
+Route = tuple[tuple[Endpoint, ...], Proof, float]  # targets, credentials, end of the lease
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
     """One side of a session, as its gateway knows it. Times are seconds since the epoch."""
@@ -162,8 +182,8 @@ class Session:
     csr: bytes = b""
     prod_listeners: tuple[Endpoint, ...] = ()
     targets: tuple[Endpoint, ...] = ()
-    credentials_sha256: str = ""
-    before_update: tuple[tuple[Endpoint, ...], str] | None = None  # what Kept goes back to
+    proof: Proof = Proof()
+    before_update: Route | None = None  # what Kept goes back to
     outcome: State | None = None  # what CLOSING leads to
     reason: str = ""
 
@@ -210,6 +230,7 @@ TABLE: dict[State, dict[type[Event], tuple[State, tuple[Effect, ...]]]] = {
         **_END,
         Hello: (S.ACTIVE, ()),
         Update: (S.ACTIVE, (E.UPDATE,)),
+        Renew: (S.ACTIVE, (E.UPDATE,)),
         Kept: (S.ACTIVE, ()),
         Started: (S.ACTIVE, ()),
         Exited: (S.RECOVERING, ()),
@@ -249,12 +270,16 @@ TABLE: dict[State, dict[type[Event], tuple[State, tuple[Effect, ...]]]] = {
     },
 }
 
-_HINTS = {
+_HINTS: dict[tuple[State, type[Event]], str] = {
     (S.REQUESTED, Hello): "its ports are still being reserved; say Hello again in a moment",
     (S.REQUESTED, Update): "its ports are still being reserved; wait for the answer to req",
     (S.RESERVED, Update): "the application has not said Hello yet; say Hello first",
     (S.STARTING, Update): "its data server is starting with other targets; wait for the answer to the first update",
     (S.RECOVERING, Update): "its proxy is being restarted; update again in a moment",
+    (S.RECOVERING, Renew): "its proxy is being restarted; renew again in a moment",
+    (S.RESERVED, Renew): "it is not open yet; renew it when it is ACTIVE",
+    (S.ANNOUNCED, Renew): "it is not open yet; renew it when it is ACTIVE",
+    (S.STARTING, Renew): "it is not open yet; renew it when it is ACTIVE",
 }
 
 _WAITING_FOR = {
@@ -293,9 +318,10 @@ def step(session: Session, event: Event, now: float) -> tuple[Session, tuple[Eff
         return session, ()  # the deadline moved while the news of it was on its way
     state, effects = transition
     changed = _absorb(session, event, state)
-    if changed is session and state is session.state and isinstance(event, (Hello, Update)):
+    if changed is session and state is session.state and isinstance(event, (Hello, Update, Renew)):
         return session, ()  # said again: the same answer, nothing to do
-    if changed.state is not session.state or Effect.STOP in effects:
+    moved = changed.state is not session.state or changed.expires_at != session.expires_at
+    if moved or Effect.STOP in effects:
         changed = _with_deadline(changed, now)
     return changed, effects
 
@@ -319,22 +345,16 @@ def _absorb(session: Session, event: Event, state: State) -> Session:
         case Hello():
             return _absorb_hello(session, event, state)
         case Update():
-            _check_count(session, "remote_listeners", event.targets)
-            if (event.targets, event.credentials_sha256) == (session.targets, session.credentials_sha256):
+            return _absorb_update(session, event, state)
+        case Renew():
+            if event.trust_anchor in (session.proof.trust_anchor, session.proof.other_anchor):
                 return session
-            if session.state in (S.STARTING, S.RECOVERING):
-                raise _refusal(session, event)
-            before = (session.targets, session.credentials_sha256) if session.targets else None
-            return replace(
-                session,
-                state=state,
-                targets=event.targets,
-                credentials_sha256=event.credentials_sha256,
-                before_update=before,
-            )
+            proof = replace(session.proof, other_anchor=event.trust_anchor)
+            expires_at = max(session.expires_at, event.expires_at)
+            return replace(session, proof=proof, expires_at=expires_at, before_update=_route(session))
         case Kept():
-            targets, digest = session.before_update or (session.targets, session.credentials_sha256)
-            return replace(session, targets=targets, credentials_sha256=digest, before_update=None)
+            targets, proof, expires_at = session.before_update or _route(session)
+            return replace(session, targets=targets, proof=proof, expires_at=expires_at, before_update=None)
         case Exited():
             return replace(session, state=state, reason=event.reason)
         case Started():
@@ -349,6 +369,29 @@ def _absorb(session: Session, event: Event, state: State) -> Session:
 def _closed(session: Session) -> Session:
     assert session.outcome is not None
     return replace(session, state=session.outcome, outcome=None)
+
+
+def _route(session: Session) -> Route:
+    return session.targets, session.proof, session.expires_at
+
+
+def _absorb_update(session: Session, event: Update, state: State) -> Session:
+    _check_count(session, "remote_listeners", event.targets)
+    known = session.proof
+    if (event.targets, event.proof.certificate, event.proof.trust_anchor) == (
+        session.targets,
+        known.certificate,
+        known.trust_anchor,
+    ):
+        return session
+    if session.state in (S.STARTING, S.RECOVERING):
+        raise _refusal(session, event)
+    proof = event.proof
+    if proof.trust_anchor == known.other_anchor:
+        # The other side may still show a certificate of the anchor before; it is valid for the old lease only.
+        proof = replace(proof, other_anchor=known.trust_anchor)
+    before = _route(session) if session.state is S.ACTIVE else None
+    return replace(session, state=state, targets=event.targets, proof=proof, before_update=before)
 
 
 def _absorb_hello(session: Session, event: Hello, state: State) -> Session:

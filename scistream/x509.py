@@ -122,10 +122,16 @@ class PrivateKey:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a gateway proves itself with in one session, and the one CA it trusts there."""
+    """What a gateway proves itself with in one session, and the CA it trusts there."""
 
     certificate: Certificate
     trust_anchor: Certificate
+    other_anchor: Certificate | None = None  # trusted too, while the session's credentials are renewed
+
+    @property
+    def trusted_pem(self) -> bytes:
+        """All that a peer's certificate may be from, in PEM."""
+        return self.trust_anchor.pem + (self.other_anchor.pem if self.other_anchor else b"")
 
     def check(self, uid: Uid, role: Role, public_key: ec.EllipticCurvePublicKey, now: datetime) -> None:
         """Refuse credentials that would not work, before a proxy finds out.

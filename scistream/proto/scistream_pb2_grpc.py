@@ -54,6 +54,11 @@ class ControlStub:
                 request_serializer=scistream_dot_proto_dot_scistream__pb2.Release.SerializeToString,
                 response_deserializer=scistream_dot_proto_dot_scistream__pb2.Response.FromString,
                 _registered_method=True)
+        self.renew = channel.unary_unary(
+                '/scistream.Control/renew',
+                request_serializer=scistream_dot_proto_dot_scistream__pb2.Renew.SerializeToString,
+                response_deserializer=scistream_dot_proto_dot_scistream__pb2.Response.FromString,
+                _registered_method=True)
         self.describe = channel.unary_unary(
                 '/scistream.Control/describe',
                 request_serializer=scistream_dot_proto_dot_scistream__pb2.DescribeRequest.SerializeToString,
@@ -102,6 +107,14 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def renew(self, request, context):
+        """Makes a session live longer, and begins a change of credentials: from the answer on this gateway
+        trusts the new anchor beside the old one. An update with certificates of the new anchor ends it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def describe(self, request, context):
         """What this gateway is and can do, and who the caller is to it.
         """
@@ -144,6 +157,11 @@ def add_ControlServicer_to_server(servicer, server):
             'release': grpc.unary_unary_rpc_method_handler(
                     servicer.release,
                     request_deserializer=scistream_dot_proto_dot_scistream__pb2.Release.FromString,
+                    response_serializer=scistream_dot_proto_dot_scistream__pb2.Response.SerializeToString,
+            ),
+            'renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.renew,
+                    request_deserializer=scistream_dot_proto_dot_scistream__pb2.Renew.FromString,
                     response_serializer=scistream_dot_proto_dot_scistream__pb2.Response.SerializeToString,
             ),
             'describe': grpc.unary_unary_rpc_method_handler(
@@ -269,6 +287,33 @@ class Control:
             target,
             '/scistream.Control/release',
             scistream_dot_proto_dot_scistream__pb2.Release.SerializeToString,
+            scistream_dot_proto_dot_scistream__pb2.Response.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/scistream.Control/renew',
+            scistream_dot_proto_dot_scistream__pb2.Renew.SerializeToString,
             scistream_dot_proto_dot_scistream__pb2.Response.FromString,
             options,
             channel_credentials,

@@ -43,6 +43,10 @@ class ControlStub:
     """UpdateTargets: the connection map and the credentials of this session; opens the way."""
     release: _grpc.UnaryUnaryMultiCallable[_scistream_pb2.Release, _scistream_pb2.Response]
     """REL: gives everything back. Releasing a session that has ended succeeds again."""
+    renew: _grpc.UnaryUnaryMultiCallable[_scistream_pb2.Renew, _scistream_pb2.Response]
+    """Makes a session live longer, and begins a change of credentials: from the answer on this gateway
+    trusts the new anchor beside the old one. An update with certificates of the new anchor ends it.
+    """
     describe: _grpc.UnaryUnaryMultiCallable[_scistream_pb2.DescribeRequest, _scistream_pb2.GatewayDescription]
     """What this gateway is and can do, and who the caller is to it."""
     list: _grpc.UnaryUnaryMultiCallable[_scistream_pb2.ListRequest, _scistream_pb2.SessionList]
@@ -61,6 +65,10 @@ class ControlAsyncStub(ControlStub):
     """UpdateTargets: the connection map and the credentials of this session; opens the way."""
     release: _aio.UnaryUnaryMultiCallable[_scistream_pb2.Release, _scistream_pb2.Response]  # type: ignore[assignment]
     """REL: gives everything back. Releasing a session that has ended succeeds again."""
+    renew: _aio.UnaryUnaryMultiCallable[_scistream_pb2.Renew, _scistream_pb2.Response]  # type: ignore[assignment]
+    """Makes a session live longer, and begins a change of credentials: from the answer on this gateway
+    trusts the new anchor beside the old one. An update with certificates of the new anchor ends it.
+    """
     describe: _aio.UnaryUnaryMultiCallable[_scistream_pb2.DescribeRequest, _scistream_pb2.GatewayDescription]  # type: ignore[assignment]
     """What this gateway is and can do, and who the caller is to it."""
     list: _aio.UnaryUnaryMultiCallable[_scistream_pb2.ListRequest, _scistream_pb2.SessionList]  # type: ignore[assignment]
@@ -100,6 +108,16 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_scistream_pb2.Response, _abc.Awaitable[_scistream_pb2.Response]]:
         """REL: gives everything back. Releasing a session that has ended succeeds again."""
+
+    @_abc_1.abstractmethod
+    def renew(
+        self,
+        request: _scistream_pb2.Renew,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scistream_pb2.Response, _abc.Awaitable[_scistream_pb2.Response]]:
+        """Makes a session live longer, and begins a change of credentials: from the answer on this gateway
+        trusts the new anchor beside the old one. An update with certificates of the new anchor ends it.
+        """
 
     @_abc_1.abstractmethod
     def describe(

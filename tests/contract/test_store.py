@@ -16,7 +16,7 @@ import pytest
 
 from s2cs.store import MIGRATIONS, SqliteStore, Store
 from scistream.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
-from scistream.machine import Request, Session, State, Waits
+from scistream.machine import Proof, Request, Session, State, Waits
 from scistream.vocabulary import Endpoint, Rate, Role, Uid
 
 Opener = Callable[[], Store]
@@ -62,8 +62,8 @@ def session(id: str = "a", **changes: object) -> Session:
         csr=b"\x00\xff",
         prod_listeners=(Endpoint("10.0.0.1", 5000),),
         targets=(Endpoint("10.0.0.1", 5000),),
-        credentials_sha256="ab",
-        before_update=((Endpoint("10.0.0.2", 5000),), "cd"),
+        proof=Proof(b"\x01\xff", b"anchor"),
+        before_update=((Endpoint("10.0.0.2", 5000),), Proof(b"a", b"b", b"c"), 1999.5),
         outcome=State.EXPIRED,
         reason='a "reason"\nof two lines',
     )

@@ -19,7 +19,9 @@ from scistream.machine import (
     Exited,
     Hello,
     Kept,
+    Proof,
     Release,
+    Renew,
     Request,
     Reserved,
     Session,
@@ -42,12 +44,15 @@ T0 = 1e9
 
 RESERVED = Reserved(LISTENERS, "nginx", b"csr")
 HELLO = Hello(APPS)
-UPDATE = Update(APPS, "aa")
+PROOF, OTHER = Proof(b"a", b"anchor a"), Proof(b"b", b"anchor b")
+UPDATE = Update(APPS, PROOF)
+RENEW = Renew(T0 + 2 * LEASE, OTHER.trust_anchor)
 # One event of each kind, such that each listed transition accepts it.
 EVENTS: tuple[Event, ...] = (
     RESERVED,
     HELLO,
     UPDATE,
+    RENEW,
     Started(),
     Exited("signal 9"),
     Kept(),
@@ -136,7 +141,7 @@ def test_a_session_from_request_to_release() -> None:
     assert session.prod_listeners == APPS
     session, effects = step(session, UPDATE, T0 + 3)
     assert (session.state, effects, session.deadline) == (State.STARTING, (Effect.START,), T0 + 13)
-    assert (session.targets, session.credentials_sha256) == (APPS, "aa")
+    assert (session.targets, session.proof) == (APPS, PROOF)
     session, effects = step(session, Started(), T0 + 4)
     assert (session.state, effects, session.deadline) == (State.ACTIVE, (), T0 + LEASE)
     session, effects = step(session, Release(), T0 + 5)
@@ -190,7 +195,7 @@ def test_hello_with_a_wrong_count(addresses: tuple[Endpoint, ...]) -> None:
 @pytest.mark.parametrize("state", [State.ANNOUNCED, State.ACTIVE])
 def test_update_with_a_wrong_count(state: State, targets: tuple[Endpoint, ...]) -> None:
     with pytest.raises(InvalidArgument, match=r"remote_listeners has .* takes 1 to 2"):
-        step(at(state), Update(targets, "aa"), T0)
+        step(at(state), Update(targets, PROOF), T0)
 
 
 @pytest.mark.parametrize("state", [State.STARTING, State.ACTIVE, State.RECOVERING])
@@ -198,10 +203,10 @@ def test_the_same_update_again_changes_nothing(state: State) -> None:
     assert step(at(state), UPDATE, T0 + 1) == (at(state), ())
 
 
-@pytest.mark.parametrize("other", [Update(APPS[:1], "aa"), Update(APPS, "bb")], ids=["targets", "credentials"])
+@pytest.mark.parametrize("other", [Update(APPS[:1], PROOF), Update(APPS, OTHER)], ids=["targets", "credentials"])
 def test_another_update_needs_a_running_proxy(other: Update) -> None:
     session, effects = step(at(State.ACTIVE), other, T0)
-    assert (session.targets, session.credentials_sha256) == (other.targets, other.credentials_sha256)
+    assert (session.targets, session.proof) == (other.targets, other.proof)
     assert effects == (Effect.UPDATE,)
     assert session.deadline == T0 + LEASE
     for state in (State.STARTING, State.RECOVERING):
@@ -210,12 +215,32 @@ def test_another_update_needs_a_running_proxy(other: Update) -> None:
 
 
 def test_an_update_that_the_data_server_refuses_leaves_what_was_and_can_be_tried_again() -> None:
-    other = Update(APPS[:1], "bb")
+    other = Update(APPS[:1], OTHER)
     session = after(other, Kept(), session=at(State.ACTIVE))
-    assert (session.targets, session.credentials_sha256) == (UPDATE.targets, UPDATE.credentials_sha256)
+    assert (session.targets, session.proof) == (UPDATE.targets, UPDATE.proof)
     assert step(session, UPDATE, T0) == (session, ())
     assert step(session, other, T0)[1] == (Effect.UPDATE,)
     assert after(Kept(), session=session) == session
+
+
+def test_renewing_trusts_the_next_anchor_beside_the_old_and_then_the_old_beside_the_next() -> None:
+    session, effects = step(at(State.ACTIVE), RENEW, T0 + 1)
+    assert (session.state, effects, session.deadline) == (State.ACTIVE, (Effect.UPDATE,), T0 + 2 * LEASE)
+    assert session.proof == replace(PROOF, other_anchor=OTHER.trust_anchor)
+    assert step(session, replace(RENEW, expires_at=T0 + 3 * LEASE), T0 + 2) == (session, ())
+    session, effects = step(session, Update(APPS, OTHER), T0 + 3)
+    assert (session.proof, effects) == (replace(OTHER, other_anchor=PROOF.trust_anchor), (Effect.UPDATE,))
+    assert step(session, Update(APPS, OTHER), T0 + 4) == (session, ())
+
+
+def test_a_refused_renewal_leaves_credentials_and_lease_as_they_were() -> None:
+    session = after(RENEW, Kept(), session=at(State.ACTIVE))
+    assert (session.proof, session.expires_at, session.deadline) == (PROOF, T0 + LEASE, T0 + LEASE)
+    assert step(session, RENEW, T0)[1] == (Effect.UPDATE,)
+
+
+def test_a_lease_never_becomes_shorter() -> None:
+    assert after(replace(RENEW, expires_at=T0 + 1), session=at(State.ACTIVE)).expires_at == T0 + LEASE
 
 
 def test_a_refusal_says_what_to_do() -> None:
@@ -355,13 +380,13 @@ class DataServer:
                 self.outbox.append(RESERVED)
             case Effect.START if not fails and self.held:
                 self.running = True
-                self.leads_to = (session.targets, session.credentials_sha256)
+                self.leads_to = (session.targets, session.proof)
                 self.outbox.append(Started())
             case Effect.STOP if not fails:
                 self.held = self.running = False
                 self.outbox.append(Stopped())
             case Effect.UPDATE if not fails and self.running:
-                self.leads_to = (session.targets, session.credentials_sha256)
+                self.leads_to = (session.targets, session.proof)
             case Effect.UPDATE:
                 self.outbox.append(Kept())
             case _:
@@ -425,10 +450,20 @@ class Histories(RuleBasedStateMachine):
         return event
 
     @precondition(lambda self: not self.server.updating)
-    @rule(target=said, to=st.sampled_from([(), APPS, LISTENERS[:1], APPS * 2]), digest=st.sampled_from("ab"))
-    def update(self, to: tuple[Endpoint, ...], digest: str) -> Event:
-        event = Update(to, digest)
+    @rule(target=said, to=st.sampled_from([(), APPS, LISTENERS[:1], APPS * 2]), proof=st.sampled_from([PROOF, OTHER]))
+    def update(self, to: tuple[Endpoint, ...], proof: Proof) -> Event:
+        event = Update(to, proof)
         self.happens(event)
+        return event
+
+    @precondition(lambda self: not self.server.updating)
+    @rule(target=said, lease_s=st.sampled_from([1, LEASE]), proof=st.sampled_from([PROOF, OTHER]))
+    def renew(self, lease_s: int, proof: Proof) -> Event:
+        event, before = Renew(self.now + lease_s, proof.trust_anchor), self.session
+        if self.happens(event):
+            assert self.session.expires_at >= before.expires_at
+            known = self.session.proof
+            assert {before.proof.trust_anchor, event.trust_anchor} <= {known.trust_anchor, known.other_anchor}
         return event
 
     @rule(target=said)
@@ -438,7 +473,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(event=said)
     def say_again(self, event: Event) -> None:
-        if not (isinstance(event, Update) and self.server.updating):
+        if not (isinstance(event, (Update, Renew)) and self.server.updating):
             self.happens(event)
 
     # The data server
@@ -497,7 +532,7 @@ class Histories(RuleBasedStateMachine):
     def the_proxy_leads_where_the_session_says(self) -> None:
         s = self.session
         if s.state in {State.ACTIVE, State.RECOVERING} and self.server.running and not self.server.updating:
-            assert self.server.leads_to == (s.targets, s.credentials_sha256)
+            assert self.server.leads_to == (s.targets, s.proof)
 
     @invariant()
     def the_session_makes_sense(self) -> None:
