@@ -158,7 +158,7 @@ class LocalDataServer:
 
     async def _clear(self, directory: Path) -> None:
         """End the processes that a directory's handles name, and remove it."""
-        handles = await asyncio.to_thread(lambda: list(directory.rglob("handle*")))
+        handles = await asyncio.to_thread(lambda: list(directory.glob("*.handle")))
         left = [self._launcher.adopt(handle) for handle in handles]
         await asyncio.gather(*(p.stop(Signals.SIGTERM, self._config.grace_s) for p in left if p is not None))
         shutil.rmtree(directory, ignore_errors=True)

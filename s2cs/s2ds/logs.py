@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _CHUNK = 64 * 1024
+_TAIL = 1024 * 1024
 _LINES, _WIDTH = 5, 300
 
 
@@ -22,7 +23,7 @@ class SessionLog:
     """Follow a proxy's log file without reading anything twice."""
 
     def __init__(self, path: Path, session_line: re.Pattern[bytes]) -> None:
-        self._path = path
+        self.path = path
         self._session_line = session_line
         self._offset = 0
         self._last = Negotiated()
@@ -30,15 +31,15 @@ class SessionLog:
     def size(self) -> int:
         """How long the log is now."""
         try:
-            return self._path.stat().st_size
+            return self.path.stat().st_size
         except OSError:
             return 0
 
-    def since(self, offset: int) -> str:
+    def since(self, offset: int = 0) -> str:
         """What was logged after an offset; only the end of it when it is long."""
         try:
-            with self._path.open("rb") as file:
-                file.seek(max(offset, self.size() - _CHUNK))
+            with self.path.open("rb") as file:
+                file.seek(max(offset, self.size() - _TAIL))
                 return file.read().decode(errors="replace")
         except OSError:
             return ""
@@ -46,7 +47,7 @@ class SessionLog:
     def last(self) -> Negotiated:
         """The TLS of the last session that the log tells of."""
         try:
-            with self._path.open("rb") as file:
+            with self.path.open("rb") as file:
                 file.seek(self._offset)
                 while chunk := file.read(_CHUNK):
                     whole = chunk.rpartition(b"\n")[0] or chunk

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from signal import Signals
@@ -18,15 +19,31 @@ from s2cs.s2ds.backends.base import Backend, Found, Leg, Plan, Reload, View
 from s2cs.s2ds.config import LocalConfig
 from s2cs.s2ds.contract import Bridge, Change, TunnelEvent, TunnelSpec, TunnelState, TunnelStatus
 from s2cs.s2ds.launchers.base import Job, Launcher, Running
-from s2cs.s2ds.logs import SessionLog, last_words
+from s2cs.s2ds.logs import Negotiated, SessionLog, last_words
 from s2cs.s2ds.ports import Listeners
 from s2cs.s2ds.render import Word
 from scistream.errors import FailedPrecondition, InvalidArgument, Unavailable
 from scistream.x509 import PrivateKey, peer_name
 
-_LOG = "proxy.log"
 _NEXT = "next"  # a configuration that is being judged
 _POLL_S = 0.001, 0.02  # between looks at a starting proxy: first, and most
+
+
+@dataclass(frozen=True, slots=True)
+class _Proxy:
+    """A process of the tunnel with the files that are its own.
+
+    Each writes a log of its own: HAProxy clears O_APPEND, so two in one file would write over each other.
+    """
+
+    process: Running
+    log: SessionLog
+    handle: Path
+
+    def forget(self) -> None:
+        """Remove its files when it has ended."""
+        self.log.path.unlink(missing_ok=True)
+        self.handle.unlink(missing_ok=True)
 
 
 class Tunnel:
@@ -51,13 +68,13 @@ class Tunnel:
         self._found = found
         self._report = report
         self._directory = config.directory / spec.id
-        self._log = SessionLog(self._directory / _LOG, backend.session_line)
         self._state = TunnelState.RESERVED
         self._reason = ""
         self._restarts = 0
         self._deaths: deque[float] = deque()
-        self._process: Running | None = None
-        self._draining: list[Running] = []
+        self._proxy: _Proxy | None = None
+        self._draining: list[_Proxy] = []
+        self._negotiated = Negotiated()
         self._generation = 0
         self._launched = 0
         self._lock = asyncio.Lock()  # one change of the process at a time
@@ -67,8 +84,9 @@ class Tunnel:
     @property
     def status(self) -> TunnelStatus:
         """The tunnel as `list` shows it."""
-        negotiated = self._log.last()
-        running = [p.pid for p in (self._process, *self._draining) if p is not None and not p.ended]
+        if self._proxy is not None and (negotiated := self._proxy.log.last()).version:
+            self._negotiated = negotiated
+        running = [p.process.pid for p in self._proxies if not p.process.ended]
         return TunnelStatus(
             id=self.spec.id,
             state=self._state,
@@ -78,9 +96,13 @@ class Tunnel:
             pids=tuple(pid for leader in running for pid in (leader, *sorted(procfs.children(leader)))),
             restarts=self._restarts,
             reason=self._reason,
-            tls_version=negotiated.version,
-            tls_cipher=negotiated.cipher,
+            tls_version=self._negotiated.version,
+            tls_cipher=self._negotiated.cipher,
         )
+
+    @property
+    def _proxies(self) -> list[_Proxy]:
+        return [*([self._proxy] if self._proxy else []), *self._draining]
 
     @property
     def ended(self) -> bool:
@@ -141,7 +163,7 @@ class Tunnel:
                     raise Unavailable(
                         f"somebody else listens on one of {taken} ({error.strerror}); keep the port range for S2DS"
                     ) from None
-                self._process = await self._launch()
+                self._proxy = await self._launch()
         except BaseException as error:
             self._state = TunnelState.FATAL
             self._reason = str(error) or "its start was given up"
@@ -150,20 +172,21 @@ class Tunnel:
 
     async def _update(self, bridge: Bridge) -> None:
         async with self._lock:
-            if (process := self._process) is None or process.ended:
+            if (proxy := self._proxy) is None or (process := proxy.process).ended:
                 raise FailedPrecondition(f"tunnel {self.spec.id} is being restarted; update it again in a moment")
             old, new = self._generation, self._write(bridge)
             try:
                 await self._check_files(new)
                 self._switch(new)
                 if self.backend.reload is Reload.SIGNAL:
-                    before, offset = procfs.children(process.pid), self._log.size()
+                    before, offset = procfs.children(process.pid), proxy.log.size()
                     process.signal(Signals.SIGHUP)
-                    await self._until_serving(process, before, offset)
+                    await self._until_serving(process, proxy.log, offset, before)
                 else:
-                    self._process = await self._launch()
-                    self._draining.append(process)
+                    self._proxy = await self._launch()
+                    self._draining.append(proxy)
                     process.signal(self.backend.drain)
+                    await self._until_released(process)
             except BaseException:
                 self._switch(old)
                 shutil.rmtree(self._directory / str(new))
@@ -176,32 +199,35 @@ class Tunnel:
         for task in work:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
-        processes = [p for p in (self._process, *self._draining) if p is not None]
-        await asyncio.gather(*(p.stop(self.backend.drain, self._config.grace_s) for p in processes))
+        await asyncio.gather(*(p.process.stop(self.backend.drain, self._config.grace_s) for p in self._proxies))
         self.listeners.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    async def _launch(self) -> Running:
+    async def _launch(self) -> _Proxy:
         """Start the proxy on the sockets, with the files in force; return when it serves, or leave nothing."""
         self._launched += 1
-        offset = self._log.size()
         command = self.backend.command(self._found.program, self._directory / self.backend.config)
-        process = self._launcher.launch(self._job(command, _LOG, f"handle-{self._launched}"))
+        proxy = self._run(command, f"proxy-{self._launched}")
         try:
-            await self._until_serving(process, None, offset)
+            await self._until_serving(proxy.process, proxy.log)
         except BaseException:
-            await _finished(process.stop(Signals.SIGKILL, 0))
+            await _finished(proxy.process.stop(Signals.SIGKILL, 0))
+            proxy.forget()
             raise
-        watch = asyncio.create_task(self._watch(process))
+        watch = asyncio.create_task(self._watch(proxy))
         self._work.add(watch)
         watch.add_done_callback(self._work.discard)
-        return process
+        return proxy
 
-    def _job(self, command: tuple[str, ...], log: str, handle: str) -> Job:
-        sockets = self.listeners.sockets
-        return Job(command, self._directory, sockets, self.backend.environment(len(sockets)), log, handle)
+    def _run(self, command: tuple[str, ...], name: str) -> _Proxy:
+        sockets, log, handle = self.listeners.sockets, Path(f"{name}.log"), Path(f"{name}.handle")
+        job = Job(command, self._directory, sockets, self.backend.environment(len(sockets)), log, handle)
+        process = self._launcher.launch(job)
+        return _Proxy(process, SessionLog(self._directory / log, self.backend.session_line), self._directory / handle)
 
-    async def _until_serving(self, process: Running, before: frozenset[int] | None, offset: int) -> None:
+    async def _until_serving(
+        self, process: Running, log: SessionLog, offset: int = 0, before: frozenset[int] | None = None
+    ) -> None:
         """Wait until the proxy serves all listeners.
 
         Raises:
@@ -214,7 +240,7 @@ class Tunnel:
             if process.ended:
                 fault = process.ended
                 break
-            said = self._log.since(offset) if before is not None else ""
+            said = log.since(offset) if before is not None else ""
             if before is not None and self.backend.refusal.search(said):
                 fault = "refused its new configuration"
                 break
@@ -222,53 +248,60 @@ class Tunnel:
                 return
             await process.wait(pause)
             pause = min(pause * 1.2, longest)
-        raise Unavailable(f"{self.backend.name} {fault}{last_words(self._log.since(offset))}")
+        raise Unavailable(f"{self.backend.name} {fault}{last_words(log.since(offset))}")
+
+    async def _until_released(self, process: Running) -> None:
+        """Wait until a proxy that drains has closed the listeners: before, it may take a connection yet."""
+        deadline = time.monotonic() + self._config.start_timeout_s
+        while self.listeners.inodes & procfs.sockets(process.pid) and time.monotonic() < deadline:
+            await process.wait(_POLL_S[0])
 
     async def _check_files(self, generation: int) -> None:
         """Let the proxy itself judge new files, where it has a way to."""
         command = self.backend.check_command(self._found.program, self._stage(generation))
         if command is None:
             return
-        log = f"{generation}/check.log"
-        process = self._launcher.launch(self._job(command, log, f"{generation}/handle"))
+        check = self._run(command, f"check-{generation}")
         try:
-            await process.wait(self._config.start_timeout_s)
-            if process.ended != "exited with status 0":
-                said = (self._directory / log).read_text(errors="replace")
-                raise Unavailable(f"{self.backend.name} refuses the new configuration{last_words(said)}")
+            await check.process.wait(self._config.start_timeout_s)
+            if check.process.ended != "exited with status 0":
+                raise Unavailable(f"{self.backend.name} refuses the new configuration{last_words(check.log.since())}")
         finally:
-            await _finished(process.stop(Signals.SIGKILL, 0))
+            await _finished(check.process.stop(Signals.SIGKILL, 0))
+            check.forget()
 
-    async def _watch(self, process: Running) -> None:
+    async def _watch(self, proxy: _Proxy) -> None:
         """Wait for a proxy's end, and mend it unless it was drained."""
-        await process.wait()
+        await proxy.process.wait()
+        await proxy.process.stop(Signals.SIGKILL, 0)  # the last of its group have let go of the sockets then
         async with self._lock:
-            if process in self._draining:
-                self._draining.remove(process)
-            elif process is self._process:
-                await self._recover(process.ended)
+            if proxy in self._draining:
+                self._draining.remove(proxy)
+                proxy.forget()
+            elif proxy is self._proxy:
+                reason = f"{self.backend.name} {proxy.process.ended}{last_words(proxy.log.since())}"
+                proxy.forget()
+                await self._recover(reason)
 
-    async def _recover(self, ended: str) -> None:
+    async def _recover(self, reason: str) -> None:
         """Start the proxy again on the same sockets; connections wait in their backlog meanwhile."""
         config = self._config
-        offset = max(0, self._log.size() - 4096)
         while True:
             now = time.monotonic()
             self._deaths.append(now)
             while now - self._deaths[0] > config.restart_window_s:
                 self._deaths.popleft()
-            self._reason = f"{self.backend.name} {ended}{last_words(self._log.since(offset))}"
+            self._reason = reason
             if len(self._deaths) > config.max_restarts:
                 break
             self._state = TunnelState.BACKOFF
             self._report(TunnelEvent(self.spec.id, Change.EXITED, self._reason))
             await asyncio.sleep(min(config.backoff_s * 2 ** (len(self._deaths) - 1), config.backoff_max_s))
-            offset = self._log.size()
             self._restarts += 1
             try:
-                self._process = await self._launch()
+                self._proxy = await self._launch()
             except Unavailable as error:
-                ended = f"does not come up again: {error}"
+                reason = str(error)
                 continue
             self._state = TunnelState.RUNNING
             self._report(TunnelEvent(self.spec.id, Change.RUNNING))
@@ -287,7 +320,7 @@ class Tunnel:
         config = self.backend.configuration(self._plan(bridge), self._found)
         _write(directory / self.backend.config, config.encode())
         _write(directory / "leaf.pem", credentials.certificate.pem + self.key.pem)
-        _write(directory / "ca.pem", credentials.trust_anchor.pem)
+        _write(directory / "ca.pem", credentials.trusted_pem)
         return self._generation
 
     def _stage(self, generation: int) -> Path:

@@ -70,9 +70,14 @@ class Nginx(Backend):
         return {"NGINX": "".join(f"{3 + i};" for i in range(sockets))}
 
     def serves(self, view: View) -> bool:
-        """See a worker of this configuration wait on all listeners."""
-        return any(
-            view.inodes <= procfs.watched(worker) for worker in procfs.children(view.pid) - (view.before or frozenset())
+        """See a worker of this configuration wait on all listeners, and none of an earlier one on any.
+
+        The old ones are told to drain only a tenth of a second after the new ones were started.
+        """
+        workers = procfs.children(view.pid)
+        old = workers & (view.before or frozenset())
+        return any(view.inodes <= procfs.watched(worker) for worker in workers - old) and not any(
+            view.inodes & procfs.sockets(worker) for worker in old
         )
 
     def configuration(self, plan: Plan, found: Found) -> str:

@@ -39,7 +39,7 @@ class Stunnel(Backend):
     def serves(self, view: View) -> bool:
         """See the pid file, which it writes last of all, and the sockets; after a reload, its word."""
         if view.before is not None:
-            return "Configuration successful" in view.log
+            return view.log.rpartition("Configuration successful")[2].count(") bound to ") >= len(view.inodes)
         try:
             pid = (view.directory / "stunnel.pid").read_text().strip()
         except OSError:

@@ -15,11 +15,11 @@ class Job:
     """A program to run. The sockets are its descriptors 3, 4, ... as in systemd's socket activation."""
 
     argv: tuple[str, ...]  # the program by its full path
-    directory: Path  # where it runs, and where its log and handle are
+    directory: Path  # where it runs; log and handle are relative to it
     sockets: tuple[socket.socket, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
-    log: str = "proxy.log"  # stdout and stderr are appended to it
-    handle: str = "handle"  # the file that tells a later server which process this was
+    log: Path = Path("log")  # stdout and stderr go there
+    handle: Path = Path("handle")  # tells a later server which process this was
 
 
 class Running(Protocol):

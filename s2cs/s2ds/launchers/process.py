@@ -131,7 +131,7 @@ class ProcessLauncher:
         Raises:
             Unavailable: the system starts no process now.
         """
-        argv = ["/bin/sh", "-c", _PREAMBLE, "sh", str(job.directory), job.handle, str(_files_limit()), *job.argv]
+        argv = ["/bin/sh", "-c", _PREAMBLE, "sh", str(job.directory), str(job.handle), str(_files_limit()), *job.argv]
         environment = {**_ENVIRONMENT, **job.environment, "LISTEN_FDS": str(len(job.sockets))}
         opened: list[int] = []
         try:

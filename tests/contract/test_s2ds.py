@@ -1,0 +1,401 @@
+"""The S2DS contract, on every backend. A further implementation is a further case of `open_server`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from s2cs.s2ds.contract import Change, DataServer, TunnelState
+from scistream.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    ScistreamError,
+    Unavailable,
+)
+from scistream.vocabulary import Endpoint, PortRange, Rate, Role
+from tests.support.ports import ports
+from tests.support.tunnels import (
+    FLAVOURS,
+    Session,
+    answering,
+    application,
+    calling,
+    config,
+    flavour,
+    listening,
+    local,
+    own_sockets,
+    processes_in,
+)
+
+Open = Callable[..., AbstractAsyncContextManager[DataServer]]
+NOBODY = Endpoint("127.0.0.1", 9)
+
+
+class Node:
+    """A node that data servers of one implementation and backend run on, and all that can be seen of it."""
+
+    def __init__(self, backend: str, directory: Path, range_: PortRange, open_server: Open) -> None:
+        self.backend = backend
+        self.directory = directory
+        self.ports = range_
+        self.open = open_server
+
+    def leftovers(self) -> list[object]:
+        """What a stopped tunnel must not leave: processes, listening ports, files, sockets of this process."""
+        files = [path for path in self.directory.rglob("*") if path.name != "lock"]
+        return [*processes_in(self.directory), *sorted(listening(self.ports)), *files]
+
+
+@pytest.fixture(params=[f"local/{name}" for name in FLAVOURS])
+def node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Node]:
+    kind = flavour(request.param.removeprefix("local/"))
+    with ports(20) as range_:
+
+        def open_server(**more: object) -> AbstractAsyncContextManager[DataServer]:
+            return local(config(tmp_path, more.pop("ports", range_), kind, **more))  # type: ignore[arg-type]
+
+        made = Node(kind.backend, tmp_path, range_, open_server)
+        yield made
+        assert made.leftovers() == []
+
+
+@pytest.fixture
+async def server(node: Node) -> AsyncIterator[DataServer]:
+    before = own_sockets()
+    async with node.open() as opened:
+        yield opened
+    assert own_sockets() <= before
+
+
+@asynccontextmanager
+async def running(
+    server: DataServer, num_conn: int = 1, name: bytes = b"app"
+) -> AsyncIterator[tuple[Session, tuple[Endpoint, ...]]]:
+    """Run a producer's tunnel to an application that answers with a name."""
+    async with application(answering(name)) as target:
+        session = Session()
+        spec = session.spec(Role.PROD, num_conn)
+        reserved = await server.reserve(spec)
+        await server.start(spec.id, session.bridge(reserved, Role.PROD, target))
+        yield session, reserved.listeners
+        await server.stop(spec.id)
+
+
+async def leader(server: DataServer) -> int:
+    """The process that a lone tunnel's data goes through."""
+    (status,) = await server.list()
+    return status.pids[0]
+
+
+async def test_reserve_takes_ports_that_do_not_listen_yet(node: Node, server: DataServer) -> None:
+    free = server.free_ports(Role.PROD)
+    reserved = await server.reserve(Session().spec(Role.PROD, 4))
+    assert reserved.backend == node.backend
+    assert len({e.port for e in reserved.listeners}) == 4
+    assert all(node.ports.first <= e.port <= node.ports.last for e in reserved.listeners)
+    assert server.free_ports(Role.PROD) == free - 4
+    assert listening(node.ports) == set()
+    for endpoint in reserved.listeners:
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with pytest.raises(OSError, match="in use"):
+                other.bind((endpoint.host, endpoint.port))
+    (status,) = await server.list()
+    assert (status.state, status.pids, status.listeners) == (TunnelState.RESERVED, (), reserved.listeners)
+
+
+async def test_the_request_is_for_a_key_that_only_this_tunnel_has(server: DataServer) -> None:
+    session = Session()
+    mine = await server.reserve(session.spec(Role.PROD, id="a"))
+    other = await server.reserve(session.spec(Role.PROD, id="b"))
+    assert mine.csr != other.csr
+    with pytest.raises(InvalidArgument, match="not for the key"):
+        await server.start("a", session.bridge(other, Role.PROD, NOBODY))
+    await server.start("a", session.bridge(mine, Role.PROD, NOBODY))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"backend": "nosuch"}, InvalidArgument, "nosuch.*nginx"),
+        ({"num_conn": 0}, InvalidArgument, "num_conn 0"),
+        ({"num_conn": 21}, ResourceExhausted, "20 ports of .* are free"),
+        ({"num_conn": 10**6}, ResourceExhausted, "20 ports of .* are free"),
+        ({"id": "../x"}, InvalidArgument, "tunnel id"),
+    ],
+)
+async def test_reserve_refuses_and_keeps_nothing(
+    server: DataServer, changes: dict[str, object], error: type[ScistreamError], message: str
+) -> None:
+    before = own_sockets()
+    with pytest.raises(error, match=message):
+        await server.reserve(Session().spec(Role.PROD, **changes))  # type: ignore[arg-type]
+    assert own_sockets() == before
+    assert await server.list() == ()
+
+
+async def test_a_rate_is_refused_where_it_cannot_be_kept(node: Node, server: DataServer) -> None:
+    spec = Session().spec(Role.PROD, rate=Rate(10**6))
+    if node.backend == "nginx":
+        await server.reserve(spec)
+    else:
+        with pytest.raises(FailedPrecondition, match=f"{node.backend} cannot limit the rate"):
+            await server.reserve(spec)
+
+
+async def test_taken_ports_are_skipped_and_a_full_range_is_told(node: Node, server: DataServer) -> None:
+    taken = range(node.ports.first, node.ports.first + 18)
+    held = [socket.create_server(("127.0.0.1", port)) for port in taken]
+    try:
+        reserved = await server.reserve(Session().spec(Role.PROD, 2))
+        assert {e.port for e in reserved.listeners} == {node.ports.last - 1, node.ports.last}
+        with pytest.raises(ResourceExhausted, match=f"0 ports of {node.ports} are free on 127.0.0.1"):
+            await server.reserve(Session().spec(Role.CONS))
+    finally:
+        for each in held:
+            each.close()
+
+
+async def test_verbs_in_the_wrong_order(server: DataServer) -> None:
+    session = Session()
+    spec = session.spec(Role.PROD)
+    await server.stop(spec.id)
+    reserved = await server.reserve(spec)
+    bridge = session.bridge(reserved, Role.PROD, NOBODY)
+    for verb in (server.start, server.update):
+        with pytest.raises(NotFound, match="no tunnel 'other'"):
+            await verb("other", bridge)
+    with pytest.raises(AlreadyExists):
+        await server.reserve(spec)
+    with pytest.raises(FailedPrecondition, match="RESERVED"):
+        await server.update(spec.id, bridge)
+    await server.start(spec.id, bridge)
+    with pytest.raises(FailedPrecondition, match="started before"):
+        await server.start(spec.id, bridge)
+    await server.stop(spec.id)
+    await server.stop(spec.id)
+    with pytest.raises(NotFound):
+        await server.start(spec.id, bridge)
+    assert await server.list() == ()
+
+
+async def test_targets_are_addresses(server: DataServer) -> None:
+    session = Session()
+    spec = session.spec(Role.PROD)
+    reserved = await server.reserve(spec)
+    with pytest.raises(InvalidArgument, match="name"):
+        await server.start(spec.id, session.bridge(reserved, Role.PROD, Endpoint("localhost", 5000)))
+    with pytest.raises(InvalidArgument, match="no target"):
+        await server.start(spec.id, session.bridge(reserved, Role.PROD))
+    assert (await server.list())[0].state is TunnelState.RESERVED
+
+
+async def test_it_serves_and_says_what_it_negotiated(node: Node, server: DataServer) -> None:
+    async with running(server, 3) as (session, listeners):
+        for endpoint in listeners:
+            async with calling(endpoint, session) as caller:
+                assert await caller.ask(b"one") == b"app one"
+        for _ in range(100):
+            (status,) = await server.list()
+            if status.tls_version:
+                break
+            await asyncio.sleep(0.05)
+        assert (status.tls_version, status.tls_cipher) == ("TLSv1.3", "TLS_AES_128_GCM_SHA256")
+        assert (status.state, status.backend, status.restarts) == (TunnelState.RUNNING, node.backend, 0)
+        assert status.backend_version
+        assert set(processes_in(node.directory)) == set(status.pids)
+
+
+async def test_listeners_lead_to_the_targets_in_turn(server: DataServer) -> None:
+    async with AsyncExitStack() as stack:
+        targets = [await stack.enter_async_context(application(answering(name))) for name in (b"a", b"b")]
+        session = Session()
+        reserved = await server.reserve(session.spec(Role.PROD, 3, id="x"))
+        await server.start("x", session.bridge(reserved, Role.PROD, *targets))
+        for endpoint, name in zip(reserved.listeners, (b"a", b"b", b"a"), strict=True):
+            async with calling(endpoint, session) as caller:
+                assert await caller.ask(b"?") == name + b" ?"
+        await server.stop("x")
+
+
+async def test_many_at_once_do_not_disturb_each_other(node: Node, server: DataServer) -> None:
+    async def life(number: int) -> None:
+        async with running(server, 2, b"%d" % number) as (session, listeners), calling(listeners[1], session) as caller:
+            assert await caller.ask(b"hello") == b"%d hello" % number
+
+    await asyncio.gather(*(life(i) for i in range(10)))
+    assert await server.list() == ()
+
+
+async def test_the_same_verb_many_times_at_once(server: DataServer) -> None:
+    session = Session()
+    reserved = await server.reserve(session.spec(Role.PROD, id="x"))
+    bridge = session.bridge(reserved, Role.PROD, NOBODY)
+    started = await asyncio.gather(*(server.start("x", bridge) for _ in range(5)), return_exceptions=True)
+    assert [type(e) for e in started].count(FailedPrecondition) == 4
+    await asyncio.gather(*(server.update("x", bridge) for _ in range(2)))
+    await asyncio.gather(*(server.stop("x") for _ in range(5)))
+    assert await server.list() == ()
+
+
+@pytest.mark.parametrize("after_ms", [0, 1, 5, 15, 40])
+async def test_stop_during_start_leaves_nothing(node: Node, server: DataServer, after_ms: int) -> None:
+    session = Session()
+    reserved = await server.reserve(session.spec(Role.PROD, 2, id="x"))
+    start = asyncio.create_task(server.start("x", session.bridge(reserved, Role.PROD, NOBODY)))
+    await asyncio.sleep(after_ms / 1000)
+    await server.stop("x")
+    (outcome,) = await asyncio.gather(start, return_exceptions=True)
+    assert outcome is None or isinstance(outcome, (Unavailable, NotFound))
+    assert node.leftovers() == []
+
+
+@pytest.mark.parametrize("after_ms", [1, 8])
+async def test_a_start_given_up_leaves_no_process(node: Node, server: DataServer, after_ms: int) -> None:
+    session = Session()
+    reserved = await server.reserve(session.spec(Role.PROD, id="x"))
+    start = asyncio.create_task(server.start("x", session.bridge(reserved, Role.PROD, NOBODY)))
+    await asyncio.sleep(after_ms / 1000)
+    if start.cancel():
+        with pytest.raises(asyncio.CancelledError):
+            await start
+        assert processes_in(node.directory) == []
+    await server.stop("x")
+
+
+async def test_a_stop_given_up_goes_on(node: Node, server: DataServer) -> None:
+    async with running(server) as _:
+        stop = asyncio.create_task(server.stop((await server.list())[0].id))
+        await asyncio.sleep(0)
+        stop.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stop
+        for _ in range(200):
+            if node.leftovers() == []:
+                break
+            await asyncio.sleep(0.02)
+        assert node.leftovers() == []
+
+
+async def test_stop_ends_live_streams_after_the_grace_period(node: Node, server: DataServer) -> None:
+    async with running(server) as (session, listeners), calling(listeners[0], session) as caller:
+        assert await caller.ask(b"x") == b"app x"
+        await server.stop((await server.list())[0].id)
+        assert node.leftovers() == []
+        assert await caller.reader.read() == b""
+
+
+async def test_close_ends_all_tunnels_and_watches(node: Node) -> None:
+    async with application(answering(b"app")) as target, node.open() as server:
+        watch = server.watch()
+        for role in Role:
+            session = Session()
+            reserved = await server.reserve(session.spec(role, 2))
+            await server.start(f"{session.uid}-{role}", session.bridge(reserved, role, target))
+        await server.reserve(Session().spec(Role.PROD))
+    assert node.leftovers() == []
+    assert [event async for event in watch] == []
+
+
+async def test_a_killed_proxy_comes_back_on_its_sockets(node: Node, server: DataServer) -> None:
+    watch = server.watch()
+    async with running(server, 2) as (session, listeners):
+        inodes = listening(node.ports)
+        os.kill(await leader(server), signal.SIGKILL)
+        died = await asyncio.wait_for(anext(watch), 10)
+        assert died.change is Change.EXITED
+        assert "SIGKILL" in died.reason
+        assert (await server.list())[0].state is TunnelState.BACKOFF
+        assert listening(node.ports) == inodes  # whoever connects now waits, and is served
+        async with calling(listeners[1], session) as caller:
+            assert await caller.ask(b"patient") == b"app patient"
+        assert (await asyncio.wait_for(anext(watch), 10)).change is Change.RUNNING
+        (status,) = await server.list()
+        assert (status.state, status.restarts) == (TunnelState.RUNNING, 1)
+        assert "SIGKILL" in status.reason
+
+
+async def test_too_many_deaths_are_fatal(node: Node) -> None:
+    async with node.open(max_restarts=1, backoff_s=0.01) as server:
+        watch = server.watch()
+        async with running(server) as (_, listeners):
+            for expected in ((Change.EXITED, Change.RUNNING), (Change.FATAL,)):
+                os.kill(await leader(server), signal.SIGKILL)
+                assert [(await asyncio.wait_for(anext(watch), 10)).change for _ in expected] == list(expected)
+            (status,) = await server.list()
+            assert (status.state, status.pids) == (TunnelState.FATAL, ())
+            assert status.reason
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection(listeners[0].host, listeners[0].port)
+
+
+async def test_update_leads_new_connections_elsewhere_and_leaves_streams(node: Node, server: DataServer) -> None:
+    session = Session()
+    async with application(answering(b"old")) as old, application(answering(b"new")) as new:
+        reserved = await server.reserve(session.spec(Role.PROD, id="x"))
+        await server.start("x", session.bridge(reserved, Role.PROD, old))
+        (at,) = reserved.listeners
+        async with calling(at, session) as stream:
+            assert await stream.ask(b"1") == b"old 1"
+            await server.update("x", session.bridge(reserved, Role.PROD, new))
+            async with calling(at, session) as other:
+                assert await other.ask(b"2") == b"new 2"
+            assert await stream.ask(b"3") == b"old 3"
+            for _ in range(3):
+                await server.update("x", session.bridge(reserved, Role.PROD, old))
+                await server.update("x", session.bridge(reserved, Role.PROD, new))
+            assert await stream.ask(b"4") == b"old 4"
+            async with calling(at, session) as other:
+                assert await other.ask(b"5") == b"new 5"
+        await server.stop("x")
+    assert node.leftovers() == []
+
+
+async def test_update_with_other_credentials(server: DataServer) -> None:
+    session, later = Session("same-uid"), Session("same-uid")
+    async with application(answering(b"app")) as target:
+        reserved = await server.reserve(session.spec(Role.PROD, id="x"))
+        await server.start("x", session.bridge(reserved, Role.PROD, target))
+        (at,) = reserved.listeners
+        async with calling(at, session) as stream:
+            assert await stream.ask(b"1") == b"app 1"
+            await server.update("x", later.bridge(reserved, Role.PROD, target))
+            async with calling(at, later) as other:
+                assert await other.ask(b"2") == b"app 2"
+            assert await stream.ask(b"3") == b"app 3"
+            with pytest.raises(OSError):  # noqa: PT011 - the old CA is trusted on neither side any more
+                async with calling(at, session) as refused:
+                    assert await refused.ask(b"4") == b""
+        await server.stop("x")
+
+
+async def test_an_updated_proxy_that_dies_comes_back_updated(server: DataServer) -> None:
+    session = Session()
+    watch = server.watch()
+    async with application(answering(b"old")) as old, application(answering(b"new")) as new:
+        reserved = await server.reserve(session.spec(Role.PROD, id="x"))
+        await server.start("x", session.bridge(reserved, Role.PROD, old))
+        await server.update("x", session.bridge(reserved, Role.PROD, new))
+        os.kill(await leader(server), signal.SIGKILL)
+        assert [(await asyncio.wait_for(anext(watch), 10)).change for _ in "12"] == [Change.EXITED, Change.RUNNING]
+        async with calling(reserved.listeners[0], session) as caller:
+            assert await caller.ask(b"x") == b"new x"
+        await server.stop("x")
+
+
+async def test_backends_names_all_and_what_they_can(node: Node, server: DataServer) -> None:
+    infos = {info.name: info for info in server.backends()}
+    assert set(infos) == {"nginx", "haproxy", "stunnel"}
+    assert infos[node.backend].available
+    assert infos[node.backend].version
