@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 import sys
@@ -162,6 +161,8 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 
 def perform(work: Coroutine[Any, Any, _T]) -> _T:
     """Run a command's work; Ctrl-C and SIGTERM cancel it, and it undoes what it did before they count."""
+    import asyncio  # noqa: PLC0415 - help needs none
+
     terminated = False
 
     async def main() -> _T:
