@@ -18,7 +18,7 @@ from jinja2 import BaseLoader, Environment, StrictUndefined, TemplateNotFound
 from scistream.vocabulary import Endpoint, Role, Uid
 
 _WORD = re.compile(r"[A-Za-z0-9._:=,-]+")
-_PATH = re.compile(r"""[^\x00-\x1f\x7f"'\\{}$;#]+""")
+_PATH = re.compile(r"""[^"'\\{}$;#]+""")
 
 
 class Word(str):
@@ -49,7 +49,7 @@ def printed(value: object) -> object:
         case int() | Endpoint() | IPv4Address() | IPv6Address() | Role() | Uid() | Word():
             return value
         case Path():
-            if not _PATH.fullmatch(str(value)):
+            if not (_PATH.fullmatch(str(value)) and str(value).isprintable()):
                 raise ValueError(f"path {str(value)!r} has characters that a configuration file cannot hold")
             return value
     raise TypeError(f"a {type(value).__name__} is not printed into a configuration file")

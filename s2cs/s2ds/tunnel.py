@@ -75,7 +75,8 @@ class Tunnel:
         self._proxy: _Proxy | None = None
         self._draining: list[_Proxy] = []
         self._negotiated = Negotiated()
-        self._generation = 0
+        self._written = 0  # generations of files so far
+        self._in_force = 0  # the one that the proxy has
         self._launched = 0
         self._lock = asyncio.Lock()  # one change of the process at a time
         self._work: set[asyncio.Task[None]] = set()  # all that stop() has to interrupt
@@ -174,7 +175,7 @@ class Tunnel:
         async with self._lock:
             if (proxy := self._proxy) is None or (process := proxy.process).ended:
                 raise FailedPrecondition(f"tunnel {self.spec.id} is being restarted; update it again in a moment")
-            old, new = self._generation, self._write(bridge)
+            old, new = self._in_force, self._write(bridge)
             try:
                 await self._check_files(new)
                 self._switch(new)
@@ -312,8 +313,8 @@ class Tunnel:
 
     def _write(self, bridge: Bridge) -> int:
         """Write a generation of files beside the one in force, in a directory of its own."""
-        self._generation += 1
-        directory = self._directory / str(self._generation)
+        self._written += 1
+        directory = self._directory / str(self._written)
         self._directory.mkdir(mode=0o700, exist_ok=True)
         directory.mkdir(mode=0o700)
         credentials = bridge.credentials
@@ -321,7 +322,7 @@ class Tunnel:
         _write(directory / self.backend.config, config.encode())
         _write(directory / "leaf.pem", credentials.certificate.pem + self.key.pem)
         _write(directory / "ca.pem", credentials.trusted_pem)
-        return self._generation
+        return self._written
 
     def _stage(self, generation: int) -> Path:
         """Put a generation's configuration where the proxy finds the files that it names."""
@@ -333,6 +334,7 @@ class Tunnel:
     def _switch(self, generation: int) -> None:
         """Put a generation in force, at once and whole."""
         self._stage(generation).replace(self._directory / self.backend.config)
+        self._in_force = generation
 
     def _plan(self, bridge: Bridge) -> Plan:
         spec, config, targets = self.spec, self._config, bridge.targets
@@ -347,7 +349,7 @@ class Tunnel:
             workers=min(spec.num_conn, len(os.sched_getaffinity(0))),
             streams=100 + 4 * spec.num_conn,
             directory=self._directory,
-            generation=self._generation,
+            generation=self._written,
         )
 
 

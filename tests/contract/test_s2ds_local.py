@@ -1,0 +1,296 @@
+"""What only the data server in this process can be asked: its processes, files and refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pkgutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc.aio
+import pytest
+
+import s2cs.s2ds.backends
+import s2cs.s2ds.launchers
+from s2cs.s2ds import procfs
+from s2cs.s2ds.backends import BACKENDS
+from s2cs.s2ds.backends.base import Backend
+from s2cs.s2ds.config import Interface, LocalConfig
+from s2cs.s2ds.contract import Change, TunnelState
+from s2cs.s2ds.launchers import LAUNCHERS
+from s2cs.s2ds.launchers.base import Job
+from s2cs.s2ds.local import LocalDataServer
+from scistream.errors import FailedPrecondition, InvalidArgument, Unavailable
+from scistream.vocabulary import Endpoint, PortRange, Rate, Role
+from tests.support.ports import ports
+from tests.support.tunnels import (
+    FLAVOURS,
+    Flavour,
+    Session,
+    answering,
+    application,
+    calling,
+    config,
+    flavour,
+    listening,
+    local,
+    processes_in,
+)
+
+NOBODY = Endpoint("127.0.0.1", 9)
+
+
+@pytest.fixture(params=FLAVOURS)
+def kind(request: pytest.FixtureRequest) -> Flavour:
+    return flavour(request.param)
+
+
+@pytest.fixture
+def range_() -> Iterator[PortRange]:
+    with ports(20) as held:
+        yield held
+
+
+def garbled(kind: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a backend write a directive that no proxy knows."""
+    text = {"nginx": "nonsense;\n", "haproxy": "nonsense\n", "stunnel": "nonsense = 1\n"}[kind.backend]
+    monkeypatch.setattr(type(BACKENDS[kind.backend]), "configuration", lambda *_: text)
+
+
+async def test_a_bad_configuration_never_counts_as_ready(
+    kind: Flavour, tmp_path: Path, range_: PortRange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    garbled(kind, monkeypatch)
+    session = Session()
+    async with local(config(tmp_path, range_, kind)) as server:
+        reserved = await server.reserve(session.spec(Role.PROD, id="x"))
+        with pytest.raises(Unavailable, match=r"exited with status 1.*nonsense"):
+            await server.start("x", session.bridge(reserved, Role.PROD, NOBODY))
+        (status,) = await server.list()
+        assert (status.state, status.pids) == (TunnelState.FATAL, ())
+        assert "nonsense" in status.reason
+        assert processes_in(tmp_path) == []
+        await server.stop("x")
+        assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+async def test_a_refused_update_leaves_the_old_configuration(
+    kind: Flavour, tmp_path: Path, range_: PortRange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session()
+    async with local(config(tmp_path, range_, kind)) as server, application(answering(b"app")) as target:
+        reserved = await server.reserve(session.spec(Role.PROD, id="x"))
+        bridge = session.bridge(reserved, Role.PROD, target)
+        await server.start("x", bridge)
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*.pem")}
+        with monkeypatch.context() as patch:
+            garbled(kind, patch)
+            with pytest.raises(Unavailable, match=r"refuse[sd].*configuration.*nonsense"):
+                await server.update("x", session.bridge(reserved, Role.PROD, NOBODY))
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*.pem")} == before
+        async with calling(reserved.listeners[0], session) as caller:
+            assert await caller.ask(b"1") == b"app 1"
+        watch = server.watch()
+        os.kill((await server.list())[0].pids[0], signal.SIGKILL)  # and it comes back with the old one, too
+        assert [(await asyncio.wait_for(anext(watch), 10)).change for _ in "12"] == [Change.EXITED, Change.RUNNING]
+        async with calling(reserved.listeners[0], session) as caller:
+            assert await caller.ask(b"2") == b"app 2"
+        await server.update("x", bridge)
+
+
+async def test_a_proxy_that_never_serves_is_ended_in_time(
+    tmp_path: Path, range_: PortRange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = flavour("nginx")
+    monkeypatch.setattr(
+        type(BACKENDS["nginx"]), "command", lambda *_: ("/bin/sh", "-c", "trap '' QUIT TERM; echo hm; sleep 60 & wait")
+    )
+    session = Session()
+    async with local(config(tmp_path, range_, kind, start_timeout_s=0.3)) as server:
+        reserved = await server.reserve(session.spec(Role.PROD, id="x"))
+        with pytest.raises(Unavailable, match=r"did not serve within 0.3 s: hm"):
+            await server.start("x", session.bridge(reserved, Role.PROD, NOBODY))
+        assert processes_in(tmp_path) == []
+
+
+async def test_what_ignores_the_polite_signal_is_killed_with_its_children(tmp_path: Path) -> None:
+    script = "trap '' TERM; (trap '' TERM; sleep 60) & sleep 60"
+    process = LAUNCHERS["process"].launch(Job(("/bin/sh", "-c", script), tmp_path))
+    while len(processes_in(tmp_path)) < 3:
+        await asyncio.sleep(0.01)
+    await process.stop(signal.SIGTERM, 0.1)
+    assert processes_in(tmp_path) == []
+    assert process.ended == "was ended by SIGKILL"
+    process.signal(signal.SIGTERM)  # harmless now
+
+
+async def test_a_child_that_outlives_its_leader_is_killed(tmp_path: Path) -> None:
+    process = LAUNCHERS["process"].launch(Job(("/bin/sh", "-c", "sleep 60 & sleep 0.1; exit 7"), tmp_path))
+    assert await process.wait(10)
+    await process.stop(signal.SIGTERM, 1)
+    assert processes_in(tmp_path) == []
+    assert process.ended == "exited with status 7"
+
+
+async def test_a_process_gets_its_sockets_and_nothing_else(kind: Flavour, tmp_path: Path, range_: PortRange) -> None:
+    leak = os.dup(1)
+    os.set_inheritable(leak, True)
+    rpc = grpc.aio.server()
+    rpc.add_insecure_port("127.0.0.1:0")
+    await rpc.start()
+    try:
+        session = Session()
+        async with local(config(tmp_path, range_, kind)) as server:
+            reserved = await server.reserve(session.spec(Role.PROD, 3, id="x"))
+            await server.start("x", session.bridge(reserved, Role.PROD, NOBODY))
+            mine = {str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()}
+            mine -= {"/dev/null", "anon_inode:[eventpoll]", "anon_inode:[eventfd]"}  # all such have one name
+            pid = (await server.list())[0].pids[0]
+            held = Path(f"/proc/{pid}/fd").iterdir()
+            assert {int(fd.name) for fd in held if str(fd.readlink()) in mine} == {3, 4, 5}
+            assert Path(f"/proc/{pid}/cwd").readlink() == tmp_path / "x"
+            fields = procfs.stat_fields(Path(f"/proc/{pid}/stat").read_text())
+            assert (fields[2], fields[3]) == (str(pid), str(pid))  # a group and a session of its own
+            if kind.backend != "nginx":  # which writes its title over its environment
+                environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+                names = {entry.partition(b"=")[0] for entry in environment if entry}
+                assert names <= {b"PATH", b"LC_ALL", b"LISTEN_FDS", b"LISTEN_PID", b"PWD", b"OLDPWD"}
+    finally:
+        os.close(leak)
+        await rpc.stop(None)
+
+
+async def test_files_are_for_their_owner_only(kind: Flavour, tmp_path: Path, range_: PortRange) -> None:
+    session = Session()
+    async with local(config(tmp_path / "d", range_, kind)) as server:
+        reserved = await server.reserve(session.spec(Role.CONS, 2, id="x"))
+        await server.start("x", session.bridge(reserved, Role.CONS, NOBODY))
+        for path in (tmp_path / "d", *(tmp_path / "d").rglob("*")):
+            assert path.stat().st_mode & 0o077 == 0, path
+
+
+KILLED_SERVER = """
+import asyncio, json, os, sys
+from pathlib import Path
+from scistream.vocabulary import Endpoint, PortRange, Role
+from tests.support.tunnels import Session, config, flavour, local
+async def main():
+    async with local(config(Path(sys.argv[1]), PortRange.parse(sys.argv[2]), flavour(sys.argv[3]))) as server:
+        session = Session()
+        reserved = await server.reserve(session.spec(Role.PROD, 2, id="x"))
+        await server.start("x", session.bridge(reserved, Role.PROD, Endpoint("127.0.0.1", 9)))
+        print(json.dumps((await server.list())[0].pids), flush=True)
+        await asyncio.sleep(60)
+asyncio.run(main())
+"""
+
+
+async def test_what_a_killed_server_left_is_ended(kind: Flavour, tmp_path: Path, range_: PortRange) -> None:
+    command = [sys.executable, "-c", KILLED_SERVER, str(tmp_path), str(range_), kind.name]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as process:
+        assert process.stdout is not None
+        pids = json.loads(process.stdout.readline())
+        with pytest.raises(FailedPrecondition, match="used by another data server"):
+            await LocalDataServer(config(tmp_path, range_, kind)).open()
+        process.kill()
+    assert set(processes_in(tmp_path)) == set(pids)  # the streams outlive the server
+    assert len(listening(range_)) == 2
+    async with local(config(tmp_path, range_, kind)) as server:
+        assert processes_in(tmp_path) == []
+        assert listening(range_) == set()
+        assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+        assert await server.list() == ()
+
+
+async def test_a_handle_of_somebody_else_is_left_alone(tmp_path: Path, range_: PortRange) -> None:
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        boot, fields = procfs.boot_id(), Path(f"/proc/{stranger.pid}/stat").read_text()
+        later = fields.replace(f" {procfs.start_time(stranger.pid)} ", f" {procfs.start_time(stranger.pid)}1 ")
+        for number, content in enumerate((f"{boot} {later}", f"another-boot {fields}", "", "garbage")):
+            (tmp_path / f"{number}").mkdir()
+            (tmp_path / f"{number}" / "proxy-1.handle").write_text(content)
+        async with local(config(tmp_path, range_, flavour("nginx"))):
+            assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+async def test_a_constructor_does_nothing(tmp_path: Path, range_: PortRange) -> None:
+    server = LocalDataServer(config(tmp_path / "none", range_, flavour("nginx")))
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(FailedPrecondition, match="not open"):
+        await server.reserve(Session().spec(Role.PROD))
+
+
+async def test_auto_takes_the_first_that_can(tmp_path: Path, range_: PortRange) -> None:
+    missing = Path("/nonexistent/proxy")
+    for gone, expected in ((set(), "nginx"), ({"nginx"}, "haproxy"), ({"nginx", "haproxy"}, "stunnel")):
+        flavour(expected)
+        settings = config(tmp_path, range_, Flavour("", "auto", dict.fromkeys(gone, missing)))
+        async with local(settings) as server:
+            assert (await server.reserve(Session().spec(Role.PROD))).backend == expected
+            if gone:
+                with pytest.raises(FailedPrecondition, match="nginx"):
+                    await server.reserve(Session().spec(Role.PROD, rate=Rate(1)))
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+async def test_a_missing_proxy_is_named_with_what_installs_it(
+    name: str, tmp_path: Path, range_: PortRange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(BACKENDS[name]), "candidates", lambda _: iter(()))
+    async with local(config(tmp_path, range_, Flavour("", "auto"))) as server:
+        with pytest.raises(FailedPrecondition, match=f"program {name} is not .*apt-get install {name}"):
+            await server.reserve(Session().spec(Role.PROD, backend=name))
+
+
+@pytest.mark.parametrize(("name", "printed"), [
+    ("nginx", "nginx version: nginx/1.18.0\nconfigure arguments: --with-stream --with-stream_ssl_module"),
+    ("nginx", "nginx version: nginx/1.25.0\nconfigure arguments: --with-http_ssl_module"),
+    ("nginx", "nginx version: nginx/1.25.0\nconfigure arguments: --with-stream"),
+    ("nginx", "nginx version: nginx/1.25.0\nconfigure arguments: --with-stream=dynamic --with-stream_ssl_module "
+              "--modules-path=/nonexistent"),
+    ("haproxy", "HAProxy version 2.0.5\nOpenSSL library supports : TLSv1.3"),
+    ("haproxy", "HAProxy version 2.6.12\nBuilt without OpenSSL"),
+    ("stunnel", "stunnel 5.50 on x\nThreading:PTHREAD Sockets:POLL,IPv6,SYSTEMD"),
+    ("stunnel", "stunnel 5.70 on x\nThreading:PTHREAD Sockets:POLL,IPv6"),
+    ("stunnel", "something else"),
+])  # fmt: skip
+def test_an_unusable_proxy_says_why(name: str, printed: str, tmp_path: Path) -> None:
+    program = tmp_path / name
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{printed}\nEND\n")
+    program.chmod(0o700)
+    found = BACKENDS[name].find(program)
+    assert str(program) in found.reason
+    assert found.version == ""
+
+
+@pytest.mark.parametrize("package", [s2cs.s2ds.backends, s2cs.s2ds.launchers], ids=["backends", "launchers"])
+def test_every_module_is_in_its_registry(package: object) -> None:
+    modules = {m.name for m in pkgutil.iter_modules(package.__path__)} - {"base"}  # type: ignore[attr-defined]
+    registry: object = BACKENDS if package is s2cs.s2ds.backends else LAUNCHERS
+    assert {type(each).__module__.rpartition(".")[2] for each in registry.values()} == modules  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
+def test_every_backend_has_a_template(backend: Backend) -> None:
+    assert (Path(__file__).parents[2] / "templates" / backend.template).is_file()
+
+
+@pytest.mark.parametrize(("bind", "advertise"), [("0.0.0.0", ""), ("::", ""), ("localhost", ""), ("127.0.0.1", "a b")])
+def test_bad_interfaces(bind: str, advertise: str) -> None:
+    with pytest.raises(InvalidArgument):
+        Interface(bind, advertise)
+
+
+def test_bad_settings(tmp_path: Path) -> None:
+    lo = Interface("127.0.0.1")
+    with pytest.raises(InvalidArgument, match="cipher 'RC4' is not one"):
+        LocalConfig(tmp_path, lo, lo, PortRange(1, 2), ciphers=("RC4",))
+    with pytest.raises(InvalidArgument, match="directory"):
+        LocalConfig(tmp_path / 'a";b', lo, lo, PortRange(1, 2))
