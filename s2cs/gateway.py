@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from s2cs import admission
 from s2cs.auth import Caller, KeyHolder
 from s2cs.clock import Clock
 from s2cs.live import Item, Live, News
@@ -81,6 +82,7 @@ class Gateway:
         self._store = store
         self._sessions: dict[str, Live] = {}
         self._by_uid: dict[tuple[str, Uid], Live] = {}  # the latest of an owner's sessions of that uid
+        self._unsaved: set[str] = set()  # sessions whose last change the store could not take
         self._background: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
@@ -335,10 +337,7 @@ class Gateway:
         limits = self.settings.limits
         if self.draining:
             raise Unavailable(f"gateway {self.settings.server.name} takes no new sessions now; use another, or wait")
-        if sum(not live.session.state.ended for live in self._sessions.values()) >= limits.sessions:
-            raise ResourceExhausted(
-                f"this gateway serves {limits.sessions} sessions already; try again when one has ended"
-            )
+        admission.admit(limits, (x.session for x in self._sessions.values() if not x.session.state.ended), request)
         waits = Waits(hello=limits.hello_wait, update=limits.update_wait)
         lease_s = request.lease_s or limits.default_lease
         session = open_session(secrets.token_hex(8), owner.name, request, self.clock.now(), lease_s, waits)
@@ -361,14 +360,24 @@ class Gateway:
         key = (live.session.owner, live.session.uid)
         if self._by_uid.get(key) is live:
             del self._by_uid[key]
-        self._store.delete(live.session.id)
+        try:
+            self._store.delete(live.session.id)
+        except (ResourceExhausted, Unavailable):
+            self._unsaved.add(live.session.id)
 
     def _apply(self, live: Live, event: Event) -> Session:
-        """Step a session, save it, tell the watchers, begin what is to be done."""
+        """Step a session, save it, tell the watchers, begin what is to be done.
+
+        What a caller asks for is refused when it cannot be saved. What has happened, and what gives back, goes on:
+        it is saved as soon as that is possible again.
+        """
         before = live.session
         after, effects = step(before, event, self.clock.now())
         if after is not before:
-            self._store.save(after)
+            if isinstance(event, (Hello, Update, Renew)):
+                self._store.save(after)
+            else:
+                self._save_sometime(after)
             live.become(after)
         for effect in effects:
             if effect is Effect.FORWARD:
@@ -380,6 +389,29 @@ class Gateway:
             log.info("session %s: %s -> %s %s", after.uid, before.state, after.state, after.reason)
             live.publish(News.STATE, after.reason)
         return after
+
+    def _save_sometime(self, session: Session) -> None:
+        try:
+            self._store.save(session)
+        except (ResourceExhausted, Unavailable) as error:
+            if not self._unsaved:
+                log.error("%s; sessions go on, and are saved when it can be used again", error)
+            self._unsaved.add(session.id)
+
+    def _save_again(self) -> None:
+        """Save what could not be saved when it happened."""
+        for id in list(self._unsaved):
+            live = self._sessions.get(id)
+            try:
+                if live is None:
+                    self._store.delete(id)
+                else:
+                    self._store.save(live.session)
+            except (ResourceExhausted, Unavailable):
+                return
+            self._unsaved.discard(id)
+            if not self._unsaved:
+                log.info("all sessions are saved again")
 
     def _report(self, live: Live, event: Event) -> None:
         """Apply what the data server or the clock says; it may be late, and then it means nothing."""
@@ -453,6 +485,7 @@ class Gateway:
     async def _watch_time(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
+            self._save_again()
             now = self.clock.now()
             for live in list(self._sessions.values()):
                 session = live.session

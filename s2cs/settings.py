@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from scistream.errors import InvalidArgument, ScistreamError
-from scistream.vocabulary import Endpoint, PortRange, parse_duration, shown
+from scistream.vocabulary import Endpoint, PortRange, Rate, parse_duration, shown
 
 GATEWAY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 SEARCHED = (Path("s2cs.toml"), Path("/etc/scistream/s2cs.toml"))
@@ -108,7 +108,9 @@ class Limits(_Table):
     """`[limits]`: how much, and for how long."""
 
     sessions: Annotated[int, Field(ge=1, le=100_000)] = 1000
-    num_conn: Annotated[int, Field(ge=1, le=4096)] = 128
+    num_conn: Annotated[int, Field(ge=1, le=4096)] = 128  # of one session
+    connections: Annotated[int, Field(ge=1, le=65535)] = 10_000  # of all
+    rate: Annotated[Rate, _read(Rate.parse)] = Rate()  # of all together; 0 is no limit
     default_lease: Duration = 3600
     max_lease: Duration = 7 * 86400
     hello_wait: Duration = 600  # REQ to Hello
