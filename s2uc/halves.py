@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
@@ -20,6 +21,7 @@ async def inbound_request(
     key: str,
     prod_listeners: tuple[Endpoint, ...] = (),
     *,
+    deliver: Callable[[Ticket], None] = lambda ticket: None,
     timeout: float = TIMEOUT_S,
     hello_timeout: float | None = None,
     on_step: Report = silent,
@@ -31,6 +33,7 @@ async def inbound_request(
         terms: what to ask it for.
         key: with which ProdApp may say Hello.
         prod_listeners: where ProdApp listens; empty means to wait for its Hello.
+        deliver: called with the ticket, to write it; when it raises, nothing is left.
         timeout: seconds for each call.
         hello_timeout: seconds to wait for ProdApp; None is as long as the gateway does.
         on_step: called with each step as it happens.
@@ -46,9 +49,9 @@ async def inbound_request(
             targets = await (side.announce(prod_listeners) if prod_listeners else side.await_hello(hello_timeout))
             ca = SessionCA.create(terms.uid, side.expires_at)
             await side.open(ca.issue(side.csr, Role.PROD), targets)
-    opened = OpenSide.of(side)
-    ticket = Ticket(terms.uid, terms.num_conn, terms.rate, gateway.name, side.listeners, side.expires_at, ca)
-    return opened, ticket
+            ticket = Ticket(terms.uid, terms.num_conn, terms.rate, gateway.name, side.listeners, side.expires_at, ca)
+            deliver(ticket)
+    return OpenSide.of(side), ticket
 
 
 async def outbound_request(

@@ -206,9 +206,12 @@ async def carry_out(
             )
             prod_listeners, _ = await together(announced, consumer.announce())
             expires_at = min(producer.expires_at, consumer.expires_at)
-            ca = SessionCA.create(plan.terms.uid, expires_at)
-            await together(
-                producer.open(ca.issue(producer.csr, Role.PROD), prod_listeners),
-                consumer.open(ca.issue(consumer.csr, Role.CONS), producer.listeners),
-            )
+            if producer.state == consumer.state == State.ACTIVE:  # asked for again: new credentials would only disturb
+                producer.targets, consumer.targets = prod_listeners, producer.listeners
+            else:
+                ca = SessionCA.create(plan.terms.uid, expires_at)
+                await together(
+                    producer.open(ca.issue(producer.csr, Role.PROD), prod_listeners),
+                    consumer.open(ca.issue(consumer.csr, Role.CONS), producer.listeners),
+                )
     return Session(plan.terms.uid, expires_at, OpenSide.of(producer), OpenSide.of(consumer), plan.keys)

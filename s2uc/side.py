@@ -16,6 +16,7 @@ from uuid import uuid4
 
 from s2uc.gateway import Gateway, GatewayClient, wait_until
 from scistream.errors import DeadlineExceeded, InvalidArgument, NotFound, ScistreamError, Unavailable
+from scistream.machine import State
 from scistream.proto import scistream_pb2 as pb
 from scistream.vocabulary import Endpoint, Rate, Role, Uid, parse_endpoints, shown
 from scistream.x509 import Credentials
@@ -106,6 +107,7 @@ class Side:
         self.targets: tuple[Endpoint, ...] = ()
         self.csr = b""
         self.backend = ""
+        self.state = ""  # as RESP says: a REQ that was sent before may be answered with an open way
         self.expires_at = datetime.max.replace(tzinfo=UTC)
         self._key_sha256 = hashlib.sha256(key.encode()).digest()
         self._report, self._begin = report, begin
@@ -139,7 +141,7 @@ class Side:
         self._req = asyncio.create_task(self.client.req(request))
         response = await asyncio.shield(self._req)
         self.listeners = parse_endpoints(response.listeners)
-        self.csr, self.backend = response.csr, response.backend
+        self.csr, self.backend, self.state = response.csr, response.backend, response.state
         if response.HasField("expires_at"):
             self.expires_at = response.expires_at.ToDatetime(tzinfo=UTC)
         if not self.listeners or not self.csr:
@@ -180,14 +182,14 @@ class Side:
         self.tell(Step.ACTIVE)
 
     async def undo(self) -> None:
-        """Give back what this side may hold; never raises, and tells what it did."""
+        """Give back what this side may have taken; never raises, and tells what it did."""
         if self._req is None:
             return
         await asyncio.wait([self._req], timeout=_SETTLE_S)
         if not self._req.done():
             self._req.cancel()
-        elif _refused(self._req):
-            return  # nothing was taken, and what has that uid there is not ours
+        elif _refused(self._req) or self.state == State.ACTIVE:
+            return  # nothing was taken: what has that uid there is not ours, or was open before
         try:
             await self.client.release(self.terms.uid, timeout=_UNDO_S / 2)
         except NotFound:

@@ -32,6 +32,7 @@ from scistream.vocabulary import Endpoint, Role, Uid, shown
 if TYPE_CHECKING:
     from s2uc.gateway import Gateway
     from s2uc.session import OpenSide
+    from s2uc.side import StepEvent
 
 _WHERE = [
     click.option("--gateway", metavar="GATEWAY", help="The gateway of this side, as you know it."),
@@ -135,7 +136,7 @@ def inbound_request_command(
     The ticket is a secret: give it to the consumer's user by a safe way.
     """
     from s2uc.halves import inbound_request  # noqa: PLC0415
-    from s2uc.side import new_key, new_uid  # noqa: PLC0415
+    from s2uc.side import Step, new_key, new_uid  # noqa: PLC0415
 
     found = _find_gateway(settings, gateway, s2cs, server_cert, token_file)
     remote = _remote(remote_ip, receiver_ports)
@@ -151,20 +152,28 @@ def inbound_request_command(
     if not prod_listeners:
         settings.say(f"session {uid} waits for its producer: s2uc hello --role producer --listeners HOST:PORT {uid}")
         _keep(settings, uid, Role.PROD, found, key, None)
+    stuck = False
+
+    def on_step(event: StepEvent) -> None:
+        nonlocal stuck
+        stuck = stuck or event.step is Step.STUCK
+        settings.progress(event)
+
     opening = inbound_request(
         found,
         agreed,
         key,
         prod_listeners,
+        deliver=lambda ticket: ticket.save(path),
         timeout=settings.call_timeout(),
         hello_timeout=settings.timeout,
-        on_step=settings.progress,
+        on_step=on_step,
     )
     try:
         side, made = perform(opening)
-        made.save(path)
     except BaseException:
-        settings.config.forget_session(uid)
+        if not stuck:
+            settings.config.forget_session(uid)
         raise
     _keep(settings, uid, Role.PROD, found, key, made.expires_at)
     settings.emit(

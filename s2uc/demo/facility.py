@@ -107,6 +107,7 @@ class Facility:
     async def _s2cs(self, *arguments: str) -> asyncio.subprocess.Process:
         """Run the gateway's program; in a session of its own, so that Ctrl-C is the demonstration's alone."""
         settings = {name: value for name, value in os.environ.items() if not name.startswith("SCISTREAM_")}
+        settings["SCISTREAM_SERVER__ON_SHUTDOWN"] = "release"  # whatever happens, nothing is left behind
         if self.plane.program:
             programs = f"{{ {self.plane.backend} = '{self.plane.program}' }}"
             settings["SCISTREAM_S2DS__PROGRAMS"] = programs

@@ -6,7 +6,6 @@ header of kind END closes a channel and says how many frames it had.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import struct
@@ -20,7 +19,7 @@ from scistream.vocabulary import Endpoint
 _HEADER = struct.Struct("!4sBBHIIQII")  # magic, kind, dtype, channel, rows, cols, sequence, CRC of payload, of header
 _MAGIC, _FRAME, _END, _UINT16 = b"SCIF", 1, 2, 16
 _POOL = 8  # different pictures; making each anew would measure Python
-_TIMEOUT_S = 30.0
+_TIMEOUT_S, _SLICE_S = 30.0, 0.25
 
 
 class BadFrame(ScistreamError):
@@ -61,14 +60,23 @@ class Producer:
 
     def serve(self, channel: int) -> int:
         """Stream one channel to its end; gives the frames sent. Blocks."""
-        self._sockets[channel].settimeout(_TIMEOUT_S)
-        connection, _ = self._sockets[channel].accept()
-        with connection:
+        with self._accept(self._sockets[channel]) as connection:
             connection.settimeout(_TIMEOUT_S)
             sent = self._stream(connection, channel)
             connection.shutdown(socket.SHUT_WR)
             connection.recv(1)  # until the consumer has seen it all
         return sent
+
+    def _accept(self, listener: socket.socket) -> socket.socket:
+        """Wait for the one connection, in slices: a socket that is closed meanwhile does not end a wait everywhere."""
+        listener.settimeout(_SLICE_S)
+        end = time.monotonic() + _TIMEOUT_S
+        while True:
+            try:
+                return listener.accept()[0]
+            except TimeoutError:
+                if self._stopped or time.monotonic() > end:
+                    raise
 
     def _stream(self, connection: socket.socket, channel: int) -> int:
         amount, sent = self._amount, 0
@@ -87,8 +95,6 @@ class Producer:
         """Stop listening and streaming."""
         self._stopped = True
         for sock in self._sockets:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits in accept
             sock.close()
 
 

@@ -98,6 +98,10 @@ def test_repeating_a_request(running: Facilities, producer: Echo) -> None:
     session = user.json(*request)
     assert user.json(*request) == session
     _connect_and_exchange(session["consumer"]["listeners"][0])
+    steps = user.s2uc(*request, "--verbose").stderr
+    assert "UpdateTargets" not in steps  # running streams and new connections are not disturbed
+    elsewhere = (*_REQUEST, "--prod-listeners", "127.0.0.1:9", "--uid", "scan-7")
+    user.complaint(*elsewhere, expect=1)
     assert "other content" in user.complaint(*request, "--num-conn", "2", expect=1)
     assert user.json("status", "scan-7")["state"] == "ACTIVE"  # it is not the failed one's to undo
     assert user.records() == ["scan-7"]

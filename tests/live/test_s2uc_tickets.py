@@ -127,6 +127,10 @@ def test_failed_halves_leave_nothing(running: Facilities, alice: User, bob: User
     alice.complaint(*inbound, "192.0.2.1:5000", expect=3)  # not a network that the gateway may forward to
     assert not ticket.exists()
     assert running.left() == {}
+    nowhere = ("inbound-request", "--gateway", "aps", "--ticket", str(tmp_path / "none" / "ticket"))
+    assert "cannot be written" in alice.complaint(*nowhere, "--prod-listeners", "127.0.0.1:9", expect=1)
+    assert running.left() == {}
+    assert alice.records() == []
     alice.s2uc(*inbound, "127.0.0.1:9")
     uid = json.loads(ticket.read_text())["uid"]
     outbound = ("outbound-request", "--gateway", "alcf", "--ticket", str(ticket))
