@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import re
 import shutil
@@ -16,11 +17,23 @@ from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.backends.base import Backend, Found
 from s2cs.s2ds.config import Interface, LocalConfig
 from s2cs.s2ds.contract import BackendInfo, Bridge, Reservation, TunnelEvent, TunnelSpec, TunnelStatus
+from s2cs.s2ds.files import room
 from s2cs.s2ds.launchers import LAUNCHERS
 from s2cs.s2ds.ports import Listeners
-from s2cs.s2ds.tunnel import Tunnel
-from scistream.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from s2cs.s2ds.record import Record
+from s2cs.s2ds.tunnel import Tunnel, handles
+from scistream.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    ScistreamError,
+)
 from scistream.vocabulary import Role, shown
+from scistream.x509 import PrivateKey
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Interface", "LocalConfig", "LocalDataServer"]
 
@@ -41,15 +54,15 @@ class LocalDataServer:
         self._lock: int | None = None
 
     async def open(self) -> None:
-        """Make the directory, and end what an earlier server that was killed left there.
+        """Make the directory, and take up the tunnels that an earlier server left there.
 
         Raises:
             FailedPrecondition: the directory cannot be used, or another server uses it.
         """
         self._lock = _locked(self._config.directory)
-        left = [path for path in self._config.directory.iterdir() if path.is_dir()]
-        await asyncio.gather(*(self._clear(path) for path in left))
         await asyncio.to_thread(self.backends)  # looks at the proxies once, before anyone waits for it
+        left = [path for path in self._config.directory.iterdir() if path.is_dir()]
+        await asyncio.gather(*(self._adopt(path) for path in left))
 
     def configure(self, config: LocalConfig) -> None:
         """Take other settings for the tunnels to come; directory, networks and ports stay as they are."""
@@ -59,6 +72,13 @@ class LocalDataServer:
     async def close(self) -> None:
         """End all tunnels, and whatever watches them. Closing twice is harmless."""
         await asyncio.gather(*(self.stop(id) for id in list(self._tunnels)))
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Close, and leave all tunnels running for the server that opens the directory next."""
+        for tunnel in self._tunnels.values():
+            tunnel.release_hold()
+        self._tunnels.clear()
         for watch in list(self._watches):
             watch.end()
         if self._lock is not None:
@@ -83,7 +103,16 @@ class LocalDataServer:
                 f"{interface.bind}; release sessions, or widen the port range"
             )
         listeners = Listeners.bind(interface, self._config.ports, spec.num_conn)
-        tunnel = Tunnel(self._config, self._launcher, spec, backend, found, listeners, self._publish)
+        record = Record(spec, backend.name, listeners.ports, PrivateKey.generate())
+        directory = self._config.directory / spec.id
+        try:
+            with room(directory):
+                record.save(directory)
+        except BaseException:
+            listeners.close()
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        tunnel = Tunnel(self._config, self._launcher, record, backend, found, listeners, self._publish)
         self._tunnels[spec.id] = tunnel
         return Reservation(backend.name, listeners.advertised, tunnel.key.csr(spec.uid, spec.role))
 
@@ -156,10 +185,34 @@ class LocalDataServer:
         for watch in list(self._watches):
             watch.put(event)
 
+    async def _adopt(self, directory: Path) -> None:
+        """Take up one tunnel, or end what is left of one that cannot be."""
+        try:
+            record = Record.load(directory)
+            backend = BACKENDS[record.backend]
+            holders = self._holders(directory)
+            listeners = Listeners.regain(self._interface(record.spec.role), record.ports, holders)
+        except (ScistreamError, KeyError) as error:
+            log.warning("%s is cleared away: %s", directory, error)
+            await self._clear(directory)
+            return
+        tunnel = Tunnel(self._config, self._launcher, record, backend, self._find(backend), listeners, self._publish)
+        self._tunnels[record.spec.id] = tunnel
+        await tunnel.adopt()
+
+    def _holders(self, directory: Path) -> tuple[int, ...]:
+        """Find the living proxies of a tunnel: their process ids, the newest first."""
+        found = []
+        for _, handle in reversed(handles(directory)):
+            if (process := self._launcher.adopt(handle)) is not None:
+                process.let_go()
+                found.append(process.pid)
+        return tuple(found)
+
     async def _clear(self, directory: Path) -> None:
         """End the processes that a directory's handles name, and remove it."""
-        handles = await asyncio.to_thread(lambda: list(directory.glob("*.handle")))
-        left = [self._launcher.adopt(handle) for handle in handles]
+        found = await asyncio.to_thread(lambda: list(directory.glob("*.handle")))
+        left = [self._launcher.adopt(handle) for handle in found]
         await asyncio.gather(*(p.stop(Signals.SIGTERM, self._config.grace_s) for p in left if p is not None))
         shutil.rmtree(directory, ignore_errors=True)
 

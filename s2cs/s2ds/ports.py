@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import math
 import os
@@ -11,9 +12,11 @@ from collections.abc import Iterator
 from typing import Self
 
 from s2cs.s2ds.config import Interface
-from scistream.errors import FailedPrecondition, ResourceExhausted
+from scistream.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from scistream.vocabulary import Endpoint, PortRange
 
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_PIDFD_GETFD = 438  # the same on every architecture; Python has no name for it
 _BACKLOG = 4096  # connections that wait while a proxy starts; the kernel caps it at net.core.somaxconn
 _KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 8}  # keeps an idle stream in firewalls' tables
 
@@ -21,11 +24,18 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 8}  # keep
 class Listeners:
     """Sockets bound at random free ports, handed down to a proxy and held until the tunnel ends."""
 
-    def __init__(self, sockets: tuple[socket.socket, ...], interface: Interface) -> None:
+    def __init__(self, interface: Interface, sockets: tuple[socket.socket, ...], ports: tuple[int, ...] = ()) -> None:
+        """Hold sockets; or none, of ports that a living proxy has and does not give away."""
+        self._interface = interface
         self.sockets = sockets
-        self.bound = tuple(Endpoint(interface.bind, s.getsockname()[1]) for s in sockets)
-        self.advertised = tuple(Endpoint(interface.advertise, endpoint.port) for endpoint in self.bound)
-        self.inodes = frozenset(os.fstat(s.fileno()).st_ino for s in sockets)
+        self.ports = ports or tuple(s.getsockname()[1] for s in sockets)
+        self.bound = tuple(Endpoint(interface.bind, port) for port in self.ports)
+        self.advertised = tuple(Endpoint(interface.advertise, port) for port in self.ports)
+
+    @property
+    def inodes(self) -> frozenset[int]:
+        """What the kernel knows the sockets by."""
+        return frozenset(os.fstat(s.fileno()).st_ino for s in self.sockets)
 
     @classmethod
     def bind(cls, interface: Interface, ports: PortRange, count: int) -> Self:
@@ -51,13 +61,59 @@ class Listeners:
             for each in sockets:
                 each.close()
             raise
-        return cls(tuple(sockets), interface)
+        return cls(interface, tuple(sockets))
+
+    @classmethod
+    def regain(cls, interface: Interface, ports: tuple[int, ...], holders: tuple[int, ...]) -> Self:
+        """Take the listeners of an earlier server back: out of a living proxy, or by binding the ports again.
+
+        Where the kernel does not let this process look into the proxy, it keeps them alone, and they are bound
+        again if it dies: connections are refused for that moment.
+
+        Raises:
+            Unavailable: no proxy lives, and a port was taken meanwhile.
+        """
+        if not holders:
+            regained = cls(interface, (), ports)
+            regained.ensure()
+            return regained
+        for holder in holders:
+            found = {s.getsockname()[:2]: s for s in inherited(holder, len(ports))}
+            sockets = [found.pop((interface.bind, port), None) for port in ports]
+            for each in found.values():
+                each.close()
+            held = tuple(s for s in sockets if s is not None)
+            if len(held) == len(ports):
+                return cls(interface, held)
+            for each in held:
+                each.close()
+        return cls(interface, (), ports)
+
+    def ensure(self) -> None:
+        """Hold the sockets, if they are not held.
+
+        Raises:
+            Unavailable: another program has one of the ports.
+        """
+        if self.sockets:
+            return
+        bound: list[socket.socket] = []
+        for port in self.ports:
+            if (taken := _bind(self._interface, port)) is None:
+                for each in bound:
+                    each.close()
+                where = Endpoint(self._interface.bind, port)
+                raise Unavailable(f"another program has taken {where} meanwhile; keep the port range for S2DS")
+            bound.append(taken)
+        self.sockets = tuple(bound)
 
     def listen(self) -> None:
         """Accept into the backlog from now on. What is accepted inherits keepalive and no-delay."""
         for each in self.sockets:
             # Connections inherit it: their ports can be bound again while they are in TIME_WAIT.
             each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Nginx takes it for granted: a worker that loses the race for a connection would hang in accept().
+            each.setblocking(False)
             each.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for name, value in _KEEPALIVE.items():
@@ -68,6 +124,30 @@ class Listeners:
         """Give the ports back. Closing twice is harmless."""
         for each in self.sockets:
             each.close()
+
+
+def inherited(holder: int, count: int) -> list[socket.socket]:
+    """Copy the first sockets that were handed down to a process; none where the kernel does not allow it.
+
+    The rule is that of tracing: the same user, or CAP_SYS_PTRACE; where Yama restricts it, only the latter.
+    """
+    found = []
+    try:
+        pidfd = os.pidfd_open(holder)
+    except OSError:
+        return []
+    try:
+        for fd in range(3, 3 + count):
+            copy = _LIBC.syscall(_PIDFD_GETFD, pidfd, fd, 0)
+            if copy < 0:
+                break
+            try:
+                found.append(socket.socket(fileno=copy))
+            except OSError:
+                os.close(copy)
+    finally:
+        os.close(pidfd)
+    return found
 
 
 def _bind(interface: Interface, port: int) -> socket.socket | None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,13 +17,15 @@ from signal import Signals
 from s2cs.s2ds import procfs
 from s2cs.s2ds.backends.base import Backend, Found, Leg, Plan, Reload, View
 from s2cs.s2ds.config import LocalConfig
-from s2cs.s2ds.contract import Bridge, Change, TunnelEvent, TunnelSpec, TunnelState, TunnelStatus
+from s2cs.s2ds.contract import Bridge, Change, TunnelEvent, TunnelState, TunnelStatus
+from s2cs.s2ds.files import room, write
 from s2cs.s2ds.launchers.base import Job, Launcher, Running
 from s2cs.s2ds.logs import Negotiated, SessionLog, last_words
 from s2cs.s2ds.ports import Listeners
+from s2cs.s2ds.record import Record
 from s2cs.s2ds.render import Word
 from scistream.errors import FailedPrecondition, InvalidArgument, Unavailable
-from scistream.x509 import PrivateKey, peer_name
+from scistream.x509 import peer_name
 
 _NEXT = "next"  # a configuration that is being judged
 _POLL_S = 0.001, 0.02  # between looks at a starting proxy: first, and most
@@ -42,8 +44,19 @@ class _Proxy:
 
     def forget(self) -> None:
         """Remove its files when it has ended."""
-        self.log.path.unlink(missing_ok=True)
-        self.handle.unlink(missing_ok=True)
+        self.clear(self.log, self.handle)
+
+    @staticmethod
+    def clear(log: SessionLog, handle: Path) -> None:
+        """Remove the files of a process."""
+        log.path.unlink(missing_ok=True)
+        handle.unlink(missing_ok=True)
+
+
+def handles(directory: Path) -> list[tuple[int, Path]]:
+    """Find the handle files of a tunnel's proxies, the oldest first."""
+    found = ((path.stem.removeprefix("proxy-"), path) for path in directory.glob("proxy-*.handle"))
+    return sorted((int(number), path) for number, path in found if number.isdigit())
 
 
 class Tunnel:
@@ -53,16 +66,16 @@ class Tunnel:
         self,
         config: LocalConfig,
         launcher: Launcher,
-        spec: TunnelSpec,
+        record: Record,
         backend: Backend,
         found: Found,
         listeners: Listeners,
         report: Callable[[TunnelEvent], None],
     ) -> None:
-        self.spec = spec
+        self.spec = spec = record.spec
         self.listeners = listeners
         self.backend = backend
-        self.key = PrivateKey.generate()
+        self.key = record.key
         self._config = config
         self._launcher = launcher
         self._found = found
@@ -109,6 +122,63 @@ class Tunnel:
     def ended(self) -> bool:
         """True when everything is given back."""
         return self._stopping is not None and self._stopping.done()
+
+    async def adopt(self) -> None:
+        """Take up what an earlier server left: keep the proxy that lives, start it again if it died."""
+        generations = sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdigit())
+        config = self._directory / self.backend.config
+        self._written = max(generations, default=0)
+        self._launched = max((number for number, _ in handles(self._directory)), default=0)
+        for generation in generations:
+            if config.exists() and config.samefile(self._directory / str(generation) / self.backend.config):
+                self._in_force = generation
+            else:
+                shutil.rmtree(self._directory / str(generation), ignore_errors=True)
+        for handle in list(self._directory.glob("check-*.handle")):
+            if (check := self._launcher.adopt(handle)) is not None:
+                await check.stop(Signals.SIGKILL, 0)
+            _Proxy.clear(SessionLog(handle.with_suffix(".log"), self.backend.session_line), handle)
+        if not self._in_force:
+            return  # it was reserved, and not started
+        for proxy in self._left():
+            if self._proxy is not None:
+                self._draining.append(self._proxy)
+                self._proxy.process.signal(self.backend.drain)
+            self._proxy = proxy
+        for proxy in self._proxies:
+            self._begin(self._watch(proxy))
+        if self._proxy is None:
+            await self._restart(f"{self.backend.name} died while nobody watched it")
+        else:
+            self._state = TunnelState.RUNNING
+
+    def release_hold(self) -> None:
+        """Let go of everything without ending anything: another server will take it up."""
+        for task in self._work:
+            task.cancel()
+        for proxy in self._proxies:
+            proxy.process.let_go()
+        self.listeners.close()
+
+    def _left(self) -> Iterator[_Proxy]:
+        """Find the proxies that live, oldest first, and clear away after those that do not."""
+        for _, handle in handles(self._directory):
+            process = self._launcher.adopt(handle)
+            log = SessionLog(handle.with_suffix(".log"), self.backend.session_line)
+            if process is not None:
+                yield _Proxy(process, log, handle)
+            else:
+                _Proxy.clear(log, handle)
+
+    async def _restart(self, reason: str) -> None:
+        async with self._lock:
+            await self._recover(reason)
+
+    def _begin(self, work: Coroutine[None, None, None]) -> None:
+        """Run something that `stop` interrupts."""
+        task = asyncio.create_task(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
 
     async def start(self, bridge: Bridge) -> None:
         """Open the way, once."""
@@ -206,6 +276,9 @@ class Tunnel:
 
     async def _launch(self) -> _Proxy:
         """Start the proxy on the sockets, with the files in force; return when it serves, or leave nothing."""
+        if not self.listeners.sockets:
+            self.listeners.ensure()
+            self.listeners.listen()
         self._launched += 1
         command = self.backend.command(self._found.program, self._directory / self.backend.config)
         proxy = self._run(command, f"proxy-{self._launched}")
@@ -215,9 +288,7 @@ class Tunnel:
             await _finished(proxy.process.stop(Signals.SIGKILL, 0))
             proxy.forget()
             raise
-        watch = asyncio.create_task(self._watch(proxy))
-        self._work.add(watch)
-        watch.add_done_callback(self._work.discard)
+        self._begin(self._watch(proxy))
         return proxy
 
     def _run(self, command: tuple[str, ...], name: str) -> _Proxy:
@@ -315,13 +386,13 @@ class Tunnel:
         """Write a generation of files beside the one in force, in a directory of its own."""
         self._written += 1
         directory = self._directory / str(self._written)
-        self._directory.mkdir(mode=0o700, exist_ok=True)
-        directory.mkdir(mode=0o700)
         credentials = bridge.credentials
         config = self.backend.configuration(self._plan(bridge), self._found)
-        _write(directory / self.backend.config, config.encode())
-        _write(directory / "leaf.pem", credentials.certificate.pem + self.key.pem)
-        _write(directory / "ca.pem", credentials.trusted_pem)
+        with room(directory):
+            directory.mkdir(mode=0o700)
+            write(directory / self.backend.config, config.encode())
+            write(directory / "leaf.pem", credentials.certificate.pem + self.key.pem)
+            write(directory / "ca.pem", credentials.trusted_pem)
         return self._written
 
     def _stage(self, generation: int) -> Path:
@@ -351,12 +422,6 @@ class Tunnel:
             directory=self._directory,
             generation=self._written,
         )
-
-
-def _write(path: Path, content: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(content)
 
 
 async def _finished(work: Awaitable[None]) -> None:

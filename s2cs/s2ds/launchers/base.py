@@ -47,6 +47,10 @@ class Running(Protocol):
         """End it and all it started: politely, and after a grace period by KILL."""
         ...
 
+    def let_go(self) -> None:
+        """Stop watching it, and let it run."""
+        ...
+
 
 class Launcher(Protocol):
     """A way to run programs."""

@@ -93,6 +93,11 @@ class Process:
         while self._group_there() and self._loop.time() < deadline:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.001)
 
+    def let_go(self) -> None:
+        """Stop watching it, and let it run."""
+        if not self._exit.done():
+            self._forget()
+
     def _on_exit(self) -> None:
         # Its number cannot be given out again before it is reaped: what its group still has is ours to kill.
         self._kill_group()
