@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,3 +120,27 @@ def _read_until(process: subprocess.Popen[str], *words: str) -> None:
             assert line, f"the process ended before it said {word}"
             if word in line:
                 break
+
+
+def test_a_waiting_program_is_interrupted(running: Facilities) -> None:
+    program = (
+        "import sys, s2uc\n"
+        "aps, alcf = (s2uc.known_gateway(name) for name in ('aps', 'alcf'))\n"
+        "print('go', flush=True)\n"
+        "try:\n"
+        "    s2uc.request(aps, alcf, on_step=lambda event: print(event.step, flush=True))\n"
+        "except KeyboardInterrupt:\n"
+        "    sys.exit(9)\n"
+    )
+    environment = {**os.environ, "SCISTREAM_CONFIG_DIR": str(running.user.config)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout
+    while "Hello" not in (line := process.stdout.readline()):
+        assert line
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (9, "")
+    assert out.count("undone") == 2
+    _nothing(running)

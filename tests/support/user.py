@@ -80,14 +80,20 @@ class Facilities:
     aps: GatewayProcess
     alcf: GatewayProcess
     user: User
+    foreign: set[int]  # ports in their ranges that were taken before they were
 
     def gateways(self) -> tuple[Gateway, Gateway]:
         """Both as the library takes them."""
         return known("aps", self.aps), known("alcf", self.alcf)
 
     def left(self) -> dict[str, Any]:
-        """What is left at both of sessions; empty when nothing is."""
-        found = {"aps": self.aps.leftovers(), "alcf": self.alcf.leftovers()}
+        """What is left at both of sessions; empty when nothing is. What others hold there is not theirs."""
+        found = {}
+        for name, running in (("aps", self.aps), ("alcf", self.alcf)):
+            things = running.leftovers()
+            if not set(running.listening()) - self.foreign:
+                things.pop("ports", None)
+            found[name] = things
         return {name: things for name, things in found.items() if things}
 
 
@@ -110,4 +116,4 @@ def facilities(directory: Path, **alcf_environ: str) -> Iterator[Facilities]:
         user = User(directory / "user")
         introduce(user, "aps", aps)
         introduce(user, "alcf", alcf)
-        yield Facilities(aps, alcf, user)
+        yield Facilities(aps, alcf, user, {*aps.listening(), *alcf.listening()})
