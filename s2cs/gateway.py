@@ -13,7 +13,6 @@ import logging
 import re
 import secrets
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import replace
 from datetime import UTC, datetime
 
 from cryptography import x509
@@ -24,7 +23,7 @@ from s2cs.auth import Caller, KeyHolder
 from s2cs.clock import Clock
 from s2cs.live import Item, Live, News
 from s2cs.policy import admit
-from s2cs.s2ds.contract import Bridge, Change, DataServer, TunnelEvent, TunnelSpec, TunnelStatus
+from s2cs.s2ds.contract import Bridge, Change, DataServer, TunnelEvent, TunnelSpec, TunnelState, TunnelStatus
 from s2cs.settings import Settings
 from s2cs.store import Store
 from scistream.errors import (
@@ -86,23 +85,47 @@ class Gateway:
         self._background: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
-        """Take up the sessions in the store and begin to watch time and data server."""
-        for found in self._store.sessions():
-            session = found
-            if not found.state.ended:
-                # The data server ended what an earlier process left running before we came here.
-                reason = "the gateway's control server was interrupted"
-                session = replace(found, state=State.FAILED, outcome=None, reason=reason)
-                self._store.save(session)
-            self._keep(Live(session))
+        """Take up the sessions in the store, compare them with what the data server has, and begin to watch."""
+        tunnels = {status.id: status for status in await self.data_server.list()}
+        for session in self._store.sessions():
+            live = Live(session)
+            self._keep(live)
+            self._reconcile(live, tunnels.pop(session.id, None))
+        for orphan in tunnels:
+            log.warning("tunnel %s belongs to no session and is stopped", orphan)
+            await self.data_server.stop(orphan)
         self._background = [asyncio.create_task(self._watch_time()), asyncio.create_task(self._watch_data_server())]
 
+    def _reconcile(self, live: Live, tunnel: TunnelStatus | None) -> None:
+        """Bring a session of an earlier process together with its tunnel as it is now."""
+        session = live.session
+        if session.state.ended:
+            if tunnel is not None:
+                self._act(live, Effect.STOP)
+            return
+        if session.state is State.CLOSING:
+            self._act(live, Effect.STOP)
+        elif session.state is State.REQUESTED or tunnel is None or tunnel.state is TunnelState.FATAL:
+            gone = tunnel.reason if tunnel else "its data server was gone when the control server started again"
+            self._report(live, Broke(gone or "the control server was interrupted while it was being made"))
+        elif tunnel.state is TunnelState.BACKOFF:
+            self._report(live, Exited(tunnel.reason))
+        elif tunnel.state is TunnelState.RUNNING:
+            self._report(live, Started())
+            if session.before_update is not None:
+                self._act(live, Effect.UPDATE)  # it may have been saved and not done; twice does no harm
+        elif session.state is State.STARTING:
+            self._act(live, Effect.START)
+        elif session.state in (State.ACTIVE, State.RECOVERING):
+            self._report(live, Broke("its data server was lost"))
+
     async def close(self) -> None:
-        """Release every session and stop."""
+        """Stop. What becomes of the sessions is said by `on_shutdown`."""
         running = [live for live in self._sessions.values() if not live.session.state.ended]
-        for live in running:
-            self._apply(live, Release("the gateway was shut down"))
-        await asyncio.gather(*(live.until(lambda session: session.state.ended) for live in running))
+        if self.settings.server.on_shutdown == "release":
+            for live in running:
+                self._apply(live, Release("the gateway was shut down"))
+            await asyncio.gather(*(live.until(lambda session: session.state.ended) for live in running))
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)

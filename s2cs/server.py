@@ -133,7 +133,7 @@ async def _running(settings: Settings) -> AsyncIterator[_Running]:
         for endpoint in settings.server.listen:
             _listen(server, endpoint, running.credentials())
         await data_server.open()
-        stack.push_async_callback(data_server.close)
+        stack.push_async_callback(_close, gateway, data_server)
         await gateway.open()
         stack.push_async_callback(gateway.close)
         await server.start()
@@ -143,6 +143,13 @@ async def _running(settings: Settings) -> AsyncIterator[_Running]:
             await status.set(name, health_pb2.HealthCheckResponse.SERVING)
         stack.push_async_callback(status.enter_graceful_shutdown)
         yield running
+
+
+async def _close(gateway: Gateway, data_server: LocalDataServer) -> None:
+    if gateway.settings.server.on_shutdown == "keep":
+        data_server.let_go()
+    else:
+        await data_server.close()
 
 
 def local_config(settings: Settings) -> LocalConfig:

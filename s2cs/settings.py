@@ -78,7 +78,7 @@ class Server(_Table):
     certificate: Path = Path("certs/server.crt")  # PEM, with the chain if there is one
     key: Path = Path("certs/server.key")
     state_dir: Path = Path("state")
-    on_shutdown: Literal["release"] = "release"  # what becomes of the streams
+    on_shutdown: Literal["keep", "release"] = "keep"  # the streams, for the next start to take up
 
 
 class NetworkSettings(_Table):

@@ -108,17 +108,26 @@ class Listeners:
         self.sockets = tuple(bound)
 
     def listen(self) -> None:
-        """Accept into the backlog from now on. What is accepted inherits keepalive and no-delay."""
-        for each in self.sockets:
-            # Connections inherit it: their ports can be bound again while they are in TIME_WAIT.
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            # Nginx takes it for granted: a worker that loses the race for a connection would hang in accept().
-            each.setblocking(False)
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for name, value in _KEEPALIVE.items():
-                each.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-            each.listen(_BACKLOG)
+        """Accept into the backlog from now on. What is accepted inherits keepalive and no-delay.
+
+        Raises:
+            Unavailable: another program has one of the ports.
+        """
+        self.ensure()
+        try:
+            for each in self.sockets:
+                # Connections inherit it: their ports can be bound again while they are in TIME_WAIT.
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                for name, value in _KEEPALIVE.items():
+                    each.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+                each.listen(_BACKLOG)
+        except OSError as error:
+            taken = ", ".join(map(str, self.bound))
+            raise Unavailable(
+                f"somebody else listens on one of {taken} ({error.strerror}); keep the port range for S2DS"
+            ) from None
 
     def close(self) -> None:
         """Give the ports back. Closing twice is harmless."""

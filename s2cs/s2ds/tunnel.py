@@ -227,13 +227,6 @@ class Tunnel:
         try:
             async with self._lock:
                 self._switch(self._write(bridge))
-                try:
-                    self.listeners.listen()
-                except OSError as error:
-                    taken = ", ".join(map(str, self.listeners.bound))
-                    raise Unavailable(
-                        f"somebody else listens on one of {taken} ({error.strerror}); keep the port range for S2DS"
-                    ) from None
                 self._proxy = await self._launch()
         except BaseException as error:
             self._state = TunnelState.FATAL
@@ -276,9 +269,7 @@ class Tunnel:
 
     async def _launch(self) -> _Proxy:
         """Start the proxy on the sockets, with the files in force; return when it serves, or leave nothing."""
-        if not self.listeners.sockets:
-            self.listeners.ensure()
-            self.listeners.listen()
+        self.listeners.listen()
         self._launched += 1
         command = self.backend.command(self._found.program, self._directory / self.backend.config)
         proxy = self._run(command, f"proxy-{self._launched}")

@@ -7,9 +7,11 @@ import json
 import os
 import pkgutil
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import grpc.aio
@@ -25,7 +27,7 @@ from s2cs.s2ds.contract import Change, TunnelState
 from s2cs.s2ds.launchers import LAUNCHERS
 from s2cs.s2ds.launchers.base import Job
 from s2cs.s2ds.local import LocalDataServer
-from scistream.errors import FailedPrecondition, InvalidArgument, Unavailable
+from scistream.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from scistream.vocabulary import Endpoint, PortRange, Rate, Role
 from tests.support.ports import ports
 from tests.support.tunnels import (
@@ -184,27 +186,91 @@ async def main():
         session = Session()
         reserved = await server.reserve(session.spec(Role.PROD, 2, id="x"))
         await server.start("x", session.bridge(reserved, Role.PROD, Endpoint("127.0.0.1", 9)))
-        print(json.dumps((await server.list())[0].pids), flush=True)
+        await server.reserve(Session().spec(Role.PROD, 1, id="reserved"))
+        listed = {status.id: status for status in await server.list()}
+        listeners = {id: [str(each) for each in status.listeners] for id, status in listed.items()}
+        print(json.dumps([listed["x"].pids, listeners]), flush=True)
         await asyncio.sleep(60)
 asyncio.run(main())
 """
 
 
-async def test_what_a_killed_server_left_is_ended(kind: Flavour, tmp_path: Path, range_: PortRange) -> None:
-    command = [sys.executable, "-c", KILLED_SERVER, str(tmp_path), str(range_), kind.name]
+@asynccontextmanager
+async def left_by_a_killed_server(
+    kind: Flavour, directory: Path, range_: PortRange
+) -> AsyncIterator[tuple[list[int], dict[str, list[str]]]]:
+    """Kill a server with a running and a reserved tunnel; what it left."""
+    command = [sys.executable, "-c", KILLED_SERVER, str(directory), str(range_), kind.name]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as process:
         assert process.stdout is not None
-        pids = json.loads(process.stdout.readline())
+        pids, listeners = json.loads(process.stdout.readline())
         with pytest.raises(FailedPrecondition, match="used by another data server"):
-            await LocalDataServer(config(tmp_path, range_, kind)).open()
+            await LocalDataServer(config(directory, range_, kind)).open()
         process.kill()
-    assert set(processes_in(tmp_path)) == set(pids)  # the streams outlive the server
+    assert set(processes_in(directory)) == set(pids)  # the streams outlive the server
     assert len(listening(range_)) == 2
-    async with local(config(tmp_path, range_, kind)) as server:
-        assert processes_in(tmp_path) == []
-        assert listening(range_) == set()
-        assert [path.name for path in tmp_path.iterdir()] == ["lock"]
-        assert await server.list() == ()
+    try:
+        yield pids, listeners
+    finally:
+        async with local(config(directory, range_, kind)):
+            pass
+    assert processes_in(directory) == []
+    assert listening(range_) == set()
+    assert [path.name for path in directory.iterdir()] == ["lock"]
+
+
+async def test_what_a_killed_server_left_is_taken_up(kind: Flavour, tmp_path: Path, range_: PortRange) -> None:
+    async with left_by_a_killed_server(kind, tmp_path, range_) as (pids, listeners):
+        for _ in range(2):  # a server that only lets go is as one that was killed
+            server = LocalDataServer(config(tmp_path, range_, kind))
+            await server.open()
+            found = {status.id: status for status in await server.list()}
+            assert {id: [str(x) for x in status.listeners] for id, status in found.items()} == listeners
+            assert (found["x"].state, set(found["x"].pids)) == (TunnelState.RUNNING, set(pids))
+            assert found["reserved"].state is TunnelState.RESERVED
+            with pytest.raises(ResourceExhausted):
+                await server.reserve(Session().spec(Role.PROD, len(range_) - 2, id="too-many"))
+            server.let_go()
+
+
+async def test_a_taken_up_proxy_that_dies_is_restarted_on_its_sockets(
+    kind: Flavour, tmp_path: Path, range_: PortRange
+) -> None:
+    async with left_by_a_killed_server(kind, tmp_path, range_) as (pids, _):
+        before = listening(range_)
+        async with local(config(tmp_path, range_, kind)) as server:
+            events = server.watch()
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            assert listening(range_) == before  # never closed: a connection would wait
+            assert (await anext(events)).change is Change.EXITED
+            assert listening(range_) == before
+            assert (await anext(events)).change is Change.RUNNING
+
+
+async def test_a_proxy_that_died_unwatched_is_started_again(kind: Flavour, tmp_path: Path, range_: PortRange) -> None:
+    async with left_by_a_killed_server(kind, tmp_path, range_) as (pids, listeners):
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        while processes_in(tmp_path):
+            await asyncio.sleep(0.01)
+        async with local(config(tmp_path, range_, kind)) as server:
+            found = {status.id: status for status in await server.list()}
+            assert found["x"].state is TunnelState.RUNNING
+            assert not set(found["x"].pids) & set(pids)
+            assert [str(x) for x in found["x"].listeners] == listeners["x"]
+            assert len(listening(range_)) == 2
+
+
+async def test_a_taken_port_fails_only_its_tunnel(tmp_path: Path, range_: PortRange) -> None:
+    kind = flavour("nginx")
+    async with left_by_a_killed_server(kind, tmp_path, range_) as (_, listeners):
+        host, port = listeners["reserved"][0].split(":")
+        with socket.create_server((host, int(port))):
+            async with local(config(tmp_path, range_, kind)) as server:
+                assert [status.id for status in await server.list()] == ["x"]
 
 
 async def test_a_handle_of_somebody_else_is_left_alone(tmp_path: Path, range_: PortRange) -> None:

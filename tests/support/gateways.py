@@ -23,6 +23,7 @@ from scistream.wire import grpc
 
 _BLOCK = 100  # ports a gateway gets; below the ephemeral range, so that nothing else takes them
 _FIRST, _LAST = 10_000, 32_000
+_TIDY = {"SCISTREAM_SERVER__ON_SHUTDOWN": "release"}  # a test that ends leaves nothing running
 _S2CS = [sys.executable, "-m", "s2cs"]
 _held: list[IO[str]] = []
 
@@ -160,7 +161,7 @@ def restarted(stopped: GatewayProcess) -> Iterator[GatewayProcess]:
 def _served(directory: Path, address: str, first: int, environ: dict[str, str]) -> Iterator[GatewayProcess]:
     command = [*_S2CS, "serve", "--config", str(directory / "s2cs.toml")]
     with (directory / "serve.log").open("ab") as log:
-        process = subprocess.Popen(command, stderr=log, env=os.environ | environ)
+        process = subprocess.Popen(command, stderr=log, env=os.environ | _TIDY | environ)
     running = GatewayProcess(directory, process, address, first)
     try:
         _wait_until_serving(running)

@@ -1,0 +1,62 @@
+"""What a tunnel's directory tells a later server: who it is for, its ports and its key. The rest is in /proc."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from s2cs.s2ds.contract import TunnelSpec
+from s2cs.s2ds.files import write
+from scistream.errors import InvalidArgument, ScistreamError
+from scistream.vocabulary import Rate, Role, Uid
+from scistream.x509 import PrivateKey
+
+_RECORD, _KEY = "tunnel.json", "key.pem"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What does not change in a tunnel's life."""
+
+    spec: TunnelSpec
+    backend: str
+    ports: tuple[int, ...]
+    key: PrivateKey
+
+    def save(self, directory: Path) -> None:
+        """Write it down; the directory is made.
+
+        Raises:
+            ResourceExhausted: there is no room.
+        """
+        spec = self.spec
+        body = {
+            "id": spec.id,
+            "uid": spec.uid,
+            "role": spec.role,
+            "num_conn": spec.num_conn,
+            "rate": spec.rate.bytes_per_s,
+            "backend": self.backend,
+            "ports": self.ports,
+        }
+        directory.mkdir(mode=0o700)
+        write(directory / _KEY, self.key.pem)
+        write(directory / _RECORD, json.dumps(body).encode())
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read it again.
+
+        Raises:
+            InvalidArgument: it is not there, or not whole.
+        """
+        try:
+            body = json.loads((directory / _RECORD).read_text())
+            rate = Rate(body["rate"])
+            spec = TunnelSpec(body["id"], Uid(body["uid"]), Role(body["role"]), body["num_conn"], body["backend"], rate)
+            key = PrivateKey.from_pem((directory / _KEY).read_bytes())
+            return cls(spec, body["backend"], tuple(map(int, body["ports"])), key)
+        except (OSError, ValueError, KeyError, TypeError, ScistreamError) as error:
+            raise InvalidArgument(f"{directory} holds no tunnel that could be taken up: {error}") from None
