@@ -118,6 +118,8 @@ class Listeners:
             for each in self.sockets:
                 # Connections inherit it: their ports can be bound again while they are in TIME_WAIT.
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                # Nginx takes it for granted: a worker that loses the race for a connection would hang in accept().
+                each.setblocking(False)
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 for name, value in _KEEPALIVE.items():

@@ -217,6 +217,16 @@ async def test_it_serves_and_says_what_it_negotiated(node: Node, server: DataSer
         assert set(processes_in(node.directory)) == set(status.pids)
 
 
+async def test_listeners_do_not_block(node: Node, server: DataServer) -> None:
+    """A proxy's worker that loses the race for a connection must not hang in accept()."""
+    async with running(server, 4):
+        for pid in (await server.list())[0].pids:
+            for number in range(3, 7):
+                if Path(f"/proc/{pid}/fd/{number}").is_symlink():
+                    flags = Path(f"/proc/{pid}/fdinfo/{number}").read_text().splitlines()[1]
+                    assert int(flags.split()[1], 8) & os.O_NONBLOCK
+
+
 async def test_listeners_lead_to_the_targets_in_turn(server: DataServer) -> None:
     async with AsyncExitStack() as stack:
         targets = [await stack.enter_async_context(application(answering(name))) for name in (b"a", b"b")]
