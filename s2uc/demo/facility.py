@@ -78,7 +78,7 @@ class Facility:
         async with asyncio.timeout(_START_S):
             while not await self._answers():
                 if self._process.returncode is not None:
-                    raise self._failed("s2cs serve ended")
+                    raise self._failed(f"s2cs serve ended with {self._process.returncode}")
                 await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
@@ -108,6 +108,7 @@ class Facility:
         """Run the gateway's program; in a session of its own, so that Ctrl-C is the demonstration's alone."""
         settings = {name: value for name, value in os.environ.items() if not name.startswith("SCISTREAM_")}
         settings["SCISTREAM_SERVER__ON_SHUTDOWN"] = "release"  # whatever happens, nothing is left behind
+        settings["SCISTREAM_SERVER__ON_SHUTDOWN"] = "release"  # streams would outlive it otherwise
         if self.plane.program:
             programs = f"{{ {self.plane.backend} = '{self.plane.program}' }}"
             settings["SCISTREAM_S2DS__PROGRAMS"] = programs
