@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -30,6 +31,14 @@ def start_time(pid: int) -> int | None:
         return None
 
 
+def alive(pid: int) -> bool:
+    """Tell whether a process runs. One that has ended and was not reaped does not."""
+    try:
+        return stat_fields(Path(f"/proc/{pid}/stat").read_text())[0] not in "ZX"
+    except (OSError, IndexError):
+        return False
+
+
 def children(pid: int) -> frozenset[int]:
     """The processes that a process's main thread started."""
     try:
@@ -38,8 +47,8 @@ def children(pid: int) -> frozenset[int]:
         return frozenset()
 
 
-def group_alive(group: int) -> bool:
-    """Tell whether a process group has a member that still runs (a zombie does not)."""
+def group_members(group: int) -> Iterator[int]:
+    """The processes of a group that still run (a zombie does not)."""
     for name in os.listdir("/proc"):  # noqa: PTH208 - names, and fast
         if name.isdigit():
             try:
@@ -47,8 +56,7 @@ def group_alive(group: int) -> bool:
             except OSError:
                 continue
             if fields[2] == str(group) and fields[0] not in "ZX":
-                return True
-    return False
+                yield int(name)
 
 
 def sockets(pid: int) -> frozenset[int]:

@@ -264,6 +264,17 @@ async def test_a_proxy_that_died_unwatched_is_started_again(kind: Flavour, tmp_p
             assert len(listening(range_)) == 2
 
 
+async def test_workers_that_outlived_their_master_unwatched_are_ended(tmp_path: Path, range_: PortRange) -> None:
+    kind = flavour("nginx")
+    async with left_by_a_killed_server(kind, tmp_path, range_) as (pids, _):
+        os.kill(pids[0], signal.SIGKILL)
+        async with local(config(tmp_path, range_, kind)) as server:
+            found = {status.id: status for status in await server.list()}
+            assert found["x"].state is TunnelState.RUNNING
+            assert set(processes_in(tmp_path)) == set(found["x"].pids)
+            assert not set(found["x"].pids) & set(pids)
+
+
 async def test_a_taken_port_fails_only_its_tunnel(tmp_path: Path, range_: PortRange) -> None:
     kind = flavour("nginx")
     async with left_by_a_killed_server(kind, tmp_path, range_) as (_, listeners):

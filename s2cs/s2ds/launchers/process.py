@@ -51,7 +51,7 @@ class Process:
     @classmethod
     def adopt(cls, boot: str, pid: int, started: int) -> Self | None:
         """Take charge of a process by its handle; None when it has ended."""
-        if boot != procfs.boot_id() or procfs.start_time(pid) != started:
+        if boot != procfs.boot_id() or procfs.start_time(pid) != started or not procfs.alive(pid):
             return None
         try:
             process = cls(pid)
@@ -124,7 +124,7 @@ class Process:
             os.killpg(self._pid, 0)
         except ProcessLookupError:
             return False
-        return procfs.group_alive(self._pid)
+        return any(procfs.group_members(self._pid))
 
 
 class ProcessLauncher:
@@ -177,7 +177,25 @@ class ProcessLauncher:
             pid, started = int(stat.split()[0]), int(procfs.stat_fields(stat)[19])
         except (OSError, ValueError, IndexError):
             return None  # killed before it had written it, that is before it was a proxy
-        return Process.adopt(boot, pid, started)
+        process = Process.adopt(boot, pid, started)
+        if process is None and boot == procfs.boot_id():
+            _end_orphans(pid, handle.parent)
+        return process
+
+
+def _end_orphans(group: int, directory: Path) -> None:
+    """End what outlived the leader of a group, as nginx's workers do: its sockets are needed.
+
+    The number may be another group's by now, so each is known by where it runs.
+    """
+    for pid in procfs.group_members(group):
+        with suppress(OSError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                if Path(f"/proc/{pid}/cwd").readlink() == directory:
+                    _pidfd_signal(pidfd, Signals.SIGKILL)
+            finally:
+                os.close(pidfd)
 
 
 def _closing(first: int, known: set[int]) -> list[tuple[int, int]]:
