@@ -10,6 +10,7 @@ import asyncio
 import fcntl
 import os
 import resource
+import select
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -194,6 +195,9 @@ def _end_orphans(group: int, directory: Path) -> None:
             try:
                 if Path(f"/proc/{pid}/cwd").readlink() == directory:
                     _pidfd_signal(pidfd, Signals.SIGKILL)
+                    gone = select.poll()
+                    gone.register(pidfd)
+                    gone.poll(_GROUP_END_S * 1000)  # its sockets are free then
             finally:
                 os.close(pidfd)
 
