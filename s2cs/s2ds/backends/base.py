@@ -38,6 +38,7 @@ class Found:
     version: str = ""
     reason: str = ""
     module: Path | None = None  # what it has to load for streams, where that is not built in
+    options: frozenset[str] = frozenset()  # what this build knows, and others do not
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,14 @@
-"""Stunnel: one thread per connection, buffers of a fixed size, no check of a configuration but by using it."""
+"""Stunnel: one thread per connection, buffers of a fixed size, no check of a configuration but by using it.
+
+Versions up to 5.68 at least lose what a plain connection still has to give when both its directions have ended
+while TLS cannot send: an application that ends its own direction long before it has received all may miss the
+end. `auto` prefers the other two.
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from signal import Signals
 
@@ -30,7 +36,8 @@ class Stunnel(Backend):
         version = re.search(r"^stunnel (\S+)", text, re.MULTILINE)
         if "SYSTEMD" not in text:
             return Found(program, reason=f"{program} was built without systemd's socket activation; {self.install}")
-        return self.judged(program, version[1] if version else "")
+        options = frozenset(re.findall(r"^options = (\w+)", output_of(str(program), "-options"), re.MULTILINE))
+        return replace(self.judged(program, version[1] if version else ""), options=options)
 
     def command(self, program: Path, config: Path) -> tuple[str, ...]:
         """Run it; that it stays in the foreground is in its configuration."""
