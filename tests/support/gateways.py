@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
@@ -28,30 +28,37 @@ _S2CS = [sys.executable, "-m", "s2cs"]
 _held: list[IO[str]] = []
 
 
-def port_block() -> int:
-    """Give the first of 100 ports that no other test of this machine uses, until this process ends."""
+def port_block(blocks: int = 1) -> int:
+    """Give the first of `blocks` x 100 ports that no other test of this machine uses, until this process ends."""
     directory = Path(tempfile.gettempdir()) / "scistream-test-ports"
     directory.mkdir(exist_ok=True)
+    taken: list[IO[str]] = []
     for first in range(_FIRST, _LAST, _BLOCK):
         file = (directory / str(first)).open("w")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.close()
+            for each in (file, *taken):
+                each.close()
+            taken = []
             continue
-        _held.append(file)
-        return first
+        taken.append(file)
+        if len(taken) == blocks:
+            _held.extend(taken)
+            return first - (blocks - 1) * _BLOCK
     raise RuntimeError("all port blocks are taken")
 
 
 @dataclass
 class GatewayProcess:
-    """A running `s2cs serve`."""
+    """An `s2cs serve` that runs, or has run."""
 
     directory: Path
-    process: subprocess.Popen[bytes]
     address: str
     first_port: int
+    ports: int
+    environ: dict[str, str]
+    process: subprocess.Popen[bytes] = field(init=False)
 
     @property
     def ca(self) -> bytes:
@@ -100,7 +107,7 @@ class GatewayProcess:
 
     def listening(self) -> list[int]:
         """Ports of its range that somebody listens on or holds bound in this process tree."""
-        ports = range(self.first_port + 1, self.first_port + _BLOCK)
+        ports = range(self.first_port + 1, self.first_port + self.ports)
         return sorted(
             {c.laddr.port for c in psutil.net_connections("tcp") if c.laddr.port in ports and c.status == "LISTEN"}
         )
@@ -114,6 +121,13 @@ class GatewayProcess:
             "files": [str(path) for path in tunnels.rglob("*") if path.name != "lock"],
         }
         return {what: things for what, things in found.items() if things}
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        command = [*_S2CS, "serve", "--config", str(self.config)]
+        with (self.directory / "serve.log").open("ab") as log:
+            self.process = subprocess.Popen(command, stderr=log, env=os.environ | _TIDY | self.environ)
+        _wait_until_serving(self)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Stop it; its exit status."""
@@ -139,32 +153,28 @@ class Client:
 
 
 @contextmanager
-def gateway(directory: Path, *options: str, **environ: str) -> Iterator[GatewayProcess]:
+def gateway(directory: Path, *options: str, blocks: int = 1, **environ: str) -> Iterator[GatewayProcess]:
     """Run a gateway on loopback; options are those of `s2cs init`, environ overrides settings."""
-    first = port_block()
-    ports = ["--port", str(first), "--port-range", f"{first + 1}-{first + _BLOCK - 1}"]
+    first = port_block(blocks)
+    ports = ["--port", str(first), "--port-range", f"{first + 1}-{first + blocks * _BLOCK - 1}"]
     subprocess.run([*_S2CS, "init", str(directory), *ports, *options], check=True, capture_output=True)
     lan = options[options.index("--lan") + 1] if "--lan" in options else "127.0.0.1"
     address = f"[{lan}]:{first}" if ":" in lan else f"{lan}:{first}"
-    with _served(directory, address, first, environ) as running:
+    with _served(GatewayProcess(directory, address, first, blocks * _BLOCK, environ)) as running:
         yield running
 
 
 @contextmanager
 def restarted(stopped: GatewayProcess) -> Iterator[GatewayProcess]:
-    """Run a stopped gateway again."""
-    with _served(stopped.directory, stopped.address, stopped.first_port, {}) as running:
+    """Run a stopped gateway again; it leaves nothing behind this time."""
+    with _served(replace(stopped, environ={})) as running:
         yield running
 
 
 @contextmanager
-def _served(directory: Path, address: str, first: int, environ: dict[str, str]) -> Iterator[GatewayProcess]:
-    command = [*_S2CS, "serve", "--config", str(directory / "s2cs.toml")]
-    with (directory / "serve.log").open("ab") as log:
-        process = subprocess.Popen(command, stderr=log, env=os.environ | _TIDY | environ)
-    running = GatewayProcess(directory, process, address, first)
+def _served(running: GatewayProcess) -> Iterator[GatewayProcess]:
     try:
-        _wait_until_serving(running)
+        running.start()
         yield running
     finally:
         running.stop()
