@@ -35,9 +35,7 @@ def port_block(blocks: int = 1) -> int:
     taken: list[IO[str]] = []
     for first in range(_FIRST, _LAST, _BLOCK):
         file = (directory / str(first)).open("w")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(file) or _used(first):
             for each in (file, *taken):
                 each.close()
             taken = []
@@ -47,6 +45,20 @@ def port_block(blocks: int = 1) -> int:
             _held.extend(taken)
             return first - (blocks - 1) * _BLOCK
     raise RuntimeError("all port blocks are taken")
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _used(first: int) -> bool:
+    """Tell whether somebody is there without having asked."""
+    ports = range(first, first + _BLOCK)
+    return any(c.laddr and c.laddr.port in ports for c in psutil.net_connections("tcp"))
 
 
 @dataclass
