@@ -67,7 +67,10 @@ def _descriptors_left() -> int:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY:
         return 2**31
-    return limit - sum(1 for _ in Path("/proc/self/fd").iterdir())
+    try:
+        return limit - sum(1 for _ in Path("/proc/self/fd").iterdir())
+    except OSError:  # not even one for looking
+        return 0
 
 
 def _processes_left() -> int:

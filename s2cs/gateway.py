@@ -161,6 +161,10 @@ class Gateway:
             await live.until(lambda session: session.state.ended)
             self._forget(live)  # it never was one
             raise error
+        if session.state is State.CLOSING or session.state.ended:
+            session = await live.until(lambda session: session.state.ended)
+            kind = DeadlineExceeded if session.state is State.EXPIRED else FailedPrecondition
+            raise kind(f"session {session.uid} ended while its ports were being reserved: {session.reason}; ask again")
         if wait_for_hello:
             session = await self._wait_for_hello(live)
         return session
@@ -208,6 +212,9 @@ class Gateway:
         self._foresee(session, Update(endpoints, proof), endpoints)
         _credentials(proof).check(uid, session.role, _csr_key(session.csr), datetime.now(UTC))
         admitted = await self._admit(session.role, endpoints)
+        for endpoint in admitted:
+            if endpoint in session.listeners:
+                raise InvalidArgument(f"{endpoint} is this session's own listener; it would lead to itself for ever")
         await self._settled(live)
         live.error = None
         self._apply(live, Update(admitted, proof))
@@ -350,8 +357,9 @@ class Gateway:
         return tuple(admitted)
 
     def _foresee(self, session: Session, event: Event, endpoints: Iterable[Endpoint]) -> None:
-        """Refuse early what the rules refuse anyway. With names nothing can be said before they are resolved."""
-        if all(endpoint.ip for endpoint in endpoints):
+        """Refuse early what the rules refuse anyway. Of names, only too many: they are not resolved to be refused."""
+        named = list(endpoints)
+        if all(endpoint.ip for endpoint in named) or len(named) > session.request.num_conn:
             step(session, event, self.clock.now())
 
     # Steps and effects

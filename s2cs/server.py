@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import time
@@ -27,7 +28,7 @@ from scistream.errors import FailedPrecondition, InvalidArgument, ScistreamError
 from scistream.proto import scistream_pb2 as pb
 from scistream.proto.scistream_pb2_grpc import add_ControlServicer_to_server
 from scistream.vocabulary import Endpoint
-from scistream.wire import CHANNEL_OPTIONS, grpc
+from scistream.wire import CHANNEL_OPTIONS, MAX_MESSAGE_BYTES, grpc
 from scistream.x509 import check_server_certificate
 
 log = logging.getLogger(__name__)
@@ -37,8 +38,10 @@ RELOADED = "reloaded"  # the fact that tells how the last reload went
 _SERVICE = pb.DESCRIPTOR.services_by_name["Control"].full_name
 _OPTIONS = [
     *CHANNEL_OPTIONS,
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),  # a second server on the port is an error, never a coin toss
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.server_handshake_timeout_ms", 10_000),  # who connects and says nothing does not stay
 ]
 
 
@@ -124,7 +127,7 @@ async def _running(settings: Settings) -> AsyncIterator[_Running]:
         data_server = LocalDataServer(local_config(settings))
         gateway = Gateway(settings, store, data_server)
         running = _Running(store, gateway, data_server)
-        server = grpc.aio.server(interceptors=[Door(store)], options=_OPTIONS)
+        server = grpc.aio.server(interceptors=[Door(store)], options=[*_OPTIONS, _most_connections()])
         add_ControlServicer_to_server(Servicer(gateway), server)
         status = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(status, server)
@@ -237,9 +240,18 @@ def _listen(server: grpc.aio.Server, endpoint: Endpoint, credentials: grpc.Serve
         )
 
 
+def _most_connections() -> tuple[str, int]:
+    """Bound the control connections to each address: anybody can open them, and without descriptors gRPC crashes."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return "grpc.max_allowed_incoming_connections", 10_000 if limit < 0 else min(limit // 4, 10_000)
+
+
 def _notify(message: str) -> None:
     """Tell systemd, where it asked for it."""
     address = os.environ.get("NOTIFY_SOCKET")
     if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.sendto(message.encode(), "\0" + address[1:] if address.startswith("@") else address)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.sendto(message.encode(), "\0" + address[1:] if address.startswith("@") else address)
+        except OSError as error:
+            log.warning("systemd cannot be told %s at %s: %s", message.partition("=")[0], address, error.strerror)
