@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from s2uc.answers import sound
 from s2uc.probe import diagnose
 
 if TYPE_CHECKING:
@@ -26,15 +27,18 @@ from scistream.errors import (
 from scistream.machine import State
 from scistream.proto import scistream_pb2 as pb
 from scistream.proto.scistream_pb2_grpc import ControlStub
-from scistream.vocabulary import Endpoint
-from scistream.wire import CHANNEL_OPTIONS, error_from, grpc
+from scistream.vocabulary import Endpoint, printable
+from scistream.wire import CHANNEL_OPTIONS, MAX_ANSWER_BYTES, OWN_WORDS, error_from, grpc
 
 _Q = TypeVar("_Q")
 _A = TypeVar("_A")
 TIMEOUT_S = 30.0
 _FIRST_CONTACT_S = 3.0  # how long one that was never there may refuse; one that was there may be restarting
+_ATTEMPT_S = 12.0  # then a call counts as lost; longer than a gateway needs for any of them
+_LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 _CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     *CHANNEL_OPTIONS,
+    ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
@@ -136,7 +140,7 @@ class GatewayClient:
             try:
                 async for event in call:
                     self._reached, attempt, lost_at = True, 0, None
-                    yield event
+                    yield sound(event, self.gateway)
                 return
             except grpc.aio.AioRpcError as error:
                 lost_at = lost_at or clock()
@@ -156,7 +160,9 @@ class GatewayClient:
         attempt = 0
         while True:
             try:
-                answer = await method(message, timeout=max(end - clock(), 0.05), metadata=self._metadata)
+                answer = await method(
+                    message, timeout=max(min(end - clock(), _ATTEMPT_S), 0.05), metadata=self._metadata
+                )
             except grpc.aio.AioRpcError as error:
                 pause = _pause(attempt)
                 attempt += 1
@@ -164,32 +170,33 @@ class GatewayClient:
                 await asyncio.sleep(pause)
             else:
                 self._reached = True
-                return answer
+                return sound(answer, self.gateway)
 
     async def _judge(self, error: grpc.aio.AioRpcError, begin: float, end: float, pause: float) -> None:
         """Return when the call is worth another attempt after the pause; else raise what it stands for."""
         status, details = error.code(), error.details() or ""
         name = self.gateway
         ready = self._channel.get_state() is grpc.ChannelConnectivity.READY
-        if status not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED) or (
-            status is grpc.StatusCode.UNAVAILABLE and ready
-        ):
+        if status not in _LOST or any(key == OWN_WORDS for key, _ in error.trailing_metadata() or ()):
             self._reached = True
             raise _said_by(self.gateway, status, details)
-        if status is grpc.StatusCode.DEADLINE_EXCEEDED and (ready or self._reached):
-            raise DeadlineExceeded(f"gateway {name} did not answer in time ({end - begin:g} s); ask for its state")
+        if ready or self._reached:  # the call was lost, or its answer: it can be sent again
+            if asyncio.get_running_loop().time() + pause < end:
+                return
+            if status is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise DeadlineExceeded(f"gateway {name} did not answer in time ({end - begin:g} s); ask for its state")
         found = await diagnose(self.gateway.endpoint, self.gateway.ca_pem)
         if found and not (found.passing and status is grpc.StatusCode.UNAVAILABLE):
             raise Unavailable(f"gateway {name}: {found.sentence}")
         now = asyncio.get_running_loop().time()
-        if now + pause < (end if self._reached else min(end, begin + _FIRST_CONTACT_S)):
+        if now + pause < min(end, begin + _FIRST_CONTACT_S):
             return
         raise Unavailable(f"gateway {name}: {found.sentence if found else f'the connection is lost ({details})'}")
 
 
 def _said_by(gateway: Gateway, status: grpc.StatusCode, details: str) -> ScistreamError:
     """Make an error of a gateway's own words."""
-    error = error_from(status, f"gateway {gateway.name}: {details or status.name}")
+    error = error_from(status, f"gateway {gateway.name}: {printable(details) or status.name}")
     if isinstance(error, Unauthenticated) and not gateway.token:
         return Unauthenticated(f"gateway {gateway.name}: no token is known for it; run: s2uc login {gateway.name}")
     return error

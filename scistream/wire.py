@@ -11,13 +11,25 @@ import grpc.aio
 from scistream.errors import BY_STATUS, ScistreamError
 
 # Import grpc from here: what it needs has been set by then.
-__all__ = ["CHANNEL_OPTIONS", "MAX_MESSAGE_BYTES", "MAX_METADATA_BYTES", "error_from", "grpc", "status_of"]
+__all__ = [
+    "CHANNEL_OPTIONS",
+    "MAX_ANSWER_BYTES",
+    "MAX_MESSAGE_BYTES",
+    "MAX_METADATA_BYTES",
+    "OWN_WORDS",
+    "error_from",
+    "grpc",
+    "status_of",
+]
 
-MAX_MESSAGE_BYTES = 256 * 1024
+# The trailing metadata of an error that a gateway means, with its status: what the network makes up has none.
+OWN_WORDS = "scistream-status"
+
+MAX_MESSAGE_BYTES = 256 * 1024  # what a gateway takes
+MAX_ANSWER_BYTES = 64 * 2**20  # what a client takes: a list of as many sessions as a gateway may have
 MAX_METADATA_BYTES = 16 * 1024
 
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
