@@ -17,7 +17,8 @@ from scistream.machine import State
 from scistream.proto import scistream_pb2 as pb
 from scistream.vocabulary import Endpoint, Role, Uid, parse_endpoints
 
-_PLACEHOLDER = re.compile(r"\{listener([0-9]*)\}")
+_PLACEHOLDER = re.compile(r"\{listener([0-9]{0,9})\}")
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 NOT_FOUND, NOT_EXECUTABLE = 127, 126  # as shells say it
 
 
@@ -101,7 +102,7 @@ async def open_way(
 def run(command: Sequence[str], way: Way, environment: Mapping[str, str] | None = None) -> int:
     """Run the application to its end and give its exit status; 128 + n when signal n ended it.
 
-    Interrupts and terminations are passed on to it.
+    Interrupts, terminations and user signals are passed on to it.
 
     Args:
         command: with placeholders, see `Way.fill`.
@@ -115,10 +116,13 @@ def run(command: Sequence[str], way: Way, environment: Mapping[str, str] | None 
     def pass_on(number: int, frame: object) -> None:
         if child is None:
             early.append(number)
-        elif number != signal.SIGINT or not _in_foreground():
+        elif number not in (signal.SIGINT, signal.SIGQUIT) or not _in_foreground():
             child.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    # What is ignored here, as under nohup, the application is to ignore, too; but its end has to be heard of.
+    heard = [number for number in _PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in heard}
+    before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         child = subprocess.Popen(filled, env={**(environment or os.environ), **way.environment()})
         for number in early:

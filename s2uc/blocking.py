@@ -99,6 +99,10 @@ class Session:
         """Ask both gateways, producer's first, how it is; None where it is unknown."""
         return wait_for(self._session.status())
 
+    def renew(self, lease_s: int = 0) -> None:
+        """Make it live longer: `lease_s` seconds from now, 0 is the gateways' default."""
+        wait_for(self._session.renew(lease_s))
+
     def release(self) -> None:
         """Give everything back on both sides. Releasing again is harmless."""
         wait_for(self._session.release())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import traceback
 from importlib import import_module
@@ -10,10 +12,11 @@ from typing import cast
 import click
 
 import scistream
-from s2uc.commands.common import Group, Settings, Terminated
+from s2uc.commands.common import Group, Settings, Stopped, remark
 from scistream.errors import ScistreamError
+from scistream.vocabulary import printable
 
-INTERRUPTED, TERMINATED = 130, 143
+INTERRUPTED = 130
 
 _COMMANDS = {
     "gateway": ("gateways", "The facilities you know: add, list, remove."),
@@ -26,6 +29,7 @@ _COMMANDS = {
     "list": ("sessions", "Show your sessions."),
     "status": ("sessions", "Show one session."),
     "watch": ("sessions", "Follow a session, or all of yours, to the end."),
+    "renew": ("sessions", "Make a session live longer, under its running streams."),
     "release": ("sessions", "End a session and give everything back."),
     "hello": ("apps", "Say Hello for an application."),
     "run": ("apps", "Say Hello, wait until the way is open, and run an application."),
@@ -73,8 +77,19 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; every fault becomes one sentence on stderr and an exit status."""
+    _open_streams()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored nobody hears how a child ended
     settings = Settings()
     sys.exit(_run(settings))
+
+
+def _open_streams() -> None:
+    """Put something in the place of standard streams that are closed: what is opened next would become them."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            mode = os.O_RDONLY if number == 0 else os.O_WRONLY
+            assert os.open(os.devnull, mode) == number
+            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: PTH123, SIM115
 
 
 def _run(settings: Settings) -> int:
@@ -93,9 +108,9 @@ def _run(settings: Settings) -> int:
     except (KeyboardInterrupt, click.Abort):
         _complain("interrupted")
         return INTERRUPTED
-    except Terminated:
-        _complain("terminated")
-        return TERMINATED
+    except Stopped as error:
+        _complain("interrupted" if error.number == signal.SIGINT else "terminated")
+        return 128 + error.number
     except BrokenPipeError:
         sys.stderr.close()  # so does its reader; nothing more can be said
         return 1
@@ -107,4 +122,4 @@ def _run(settings: Settings) -> int:
 
 
 def _complain(message: str) -> None:
-    click.echo(f"s2uc: {' '.join(message.split())}", err=True)
+    remark(f"s2uc: {printable(' '.join(message.split()))}")

@@ -67,7 +67,12 @@ class UserConfig:
     def locate(cls, directory: str | None = None) -> UserConfig:
         """Find it: as given, else by SCISTREAM_CONFIG_DIR, else ~/.config/scistream."""
         found = directory or os.environ.get("SCISTREAM_CONFIG_DIR") or "~/.config/scistream"
-        return cls(Path(found).expanduser())
+        try:
+            return cls(Path(found).expanduser())
+        except RuntimeError:
+            raise InvalidArgument(
+                f"there is no home directory for {shown(found)}; name one with --config DIR or SCISTREAM_CONFIG_DIR"
+            ) from None
 
     def gateways(self) -> list[KnownGateway]:
         """All gateways known, by name."""

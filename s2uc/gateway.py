@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from google.protobuf.message import Message
+
 from s2uc.answers import sound
 from s2uc.probe import diagnose
 
@@ -31,7 +33,7 @@ from scistream.vocabulary import Endpoint, printable
 from scistream.wire import CHANNEL_OPTIONS, MAX_ANSWER_BYTES, OWN_WORDS, error_from, grpc
 
 _Q = TypeVar("_Q")
-_A = TypeVar("_A")
+_A = TypeVar("_A", bound=Message)
 TIMEOUT_S = 30.0
 _FIRST_CONTACT_S = 3.0  # how long one that was never there may refuse; one that was there may be restarting
 _ATTEMPT_S = 12.0  # then a call counts as lost; longer than a gateway needs for any of them
@@ -114,6 +116,10 @@ class GatewayClient:
     async def update(self, update: pb.UpdateTargets) -> pb.Response:
         """UpdateTargets: send the connection map and the credentials."""
         return await self._call(self._stub.update, update)
+
+    async def renew(self, renew: pb.Renew) -> pb.Response:
+        """Ask for a longer lease, and send the next trust anchor."""
+        return await self._call(self._stub.renew, renew)
 
     async def release(self, uid: str, timeout: float | None = None) -> pb.Response:
         """REL: give everything back."""

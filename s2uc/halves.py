@@ -48,7 +48,7 @@ async def inbound_request(
             await side.reserve()
             targets = await (side.announce(prod_listeners) if prod_listeners else side.await_hello(hello_timeout))
             ca = SessionCA.create(terms.uid, side.expires_at)
-            await side.open(ca.issue(side.csr, Role.PROD), targets)
+            await side.open(side.credentials(ca), targets)
             ticket = Ticket(terms.uid, terms.num_conn, terms.rate, gateway.name, side.listeners, side.expires_at, ca)
             deliver(ticket)
     return OpenSide.of(side), ticket
@@ -87,5 +87,5 @@ async def outbound_request(
         async with undone_on_failure(side):
             await side.reserve()
             await side.announce()
-            await side.open(ticket.ca.issue(side.csr, Role.CONS), remote_listeners or ticket.listeners)
+            await side.open(side.credentials(ticket.ca), remote_listeners or ticket.listeners)
     return OpenSide.of(side), min(side.expires_at, ticket.expires_at)

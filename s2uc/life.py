@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from s2uc.gateway import TIMEOUT_S, Gateway, GatewayClient
-from scistream.errors import NotFound, ScistreamError
+from scistream.errors import FailedPrecondition, NotFound, ScistreamError
 from scistream.proto import scistream_pb2 as pb
-from scistream.vocabulary import Uid
+from scistream.vocabulary import Role, Uid
+from scistream.x509 import Credentials, SessionCA
+
+_SPARE = timedelta(minutes=10)  # that a CA lives longer than what it has signed
 
 
 async def together(*steps: Coroutine[Any, Any, Any]) -> list[Any]:
@@ -31,16 +36,25 @@ async def status(uid: Uid, gateways: Sequence[Gateway], timeout: float = TIMEOUT
 
     async def ask(gateway: Gateway) -> pb.SessionInfo | None:
         async with GatewayClient(gateway, timeout) as client:
-            try:
-                found = await client.list(uid)
-            except NotFound:
-                return None
-            return found[0] if found else None
+            return await _look(client, uid)
 
     answers = await together(*(ask(gateway) for gateway in gateways))
     if not any(answers):
         raise _unknown(uid, gateways)
     return answers
+
+
+async def _look(client: GatewayClient, uid: Uid) -> pb.SessionInfo | None:
+    try:
+        found = await client.list(uid)
+    except NotFound:
+        return None
+    return found[0] if found else None
+
+
+def _end(of: pb.SessionInfo | pb.Response) -> datetime:
+    end: datetime = of.expires_at.ToDatetime(tzinfo=UTC)
+    return end
 
 
 async def release(uid: Uid, gateways: Sequence[Gateway], timeout: float = TIMEOUT_S) -> list[bool]:
@@ -68,6 +82,60 @@ async def release(uid: Uid, gateways: Sequence[Gateway], timeout: float = TIMEOU
     if not any(answers):
         raise _unknown(uid, gateways)
     return [bool(answer) for answer in answers]
+
+
+async def renew(uid: Uid, gateways: Sequence[Gateway], lease_s: int = 0, timeout: float = TIMEOUT_S) -> datetime:
+    """Make a session live longer, with new credentials under a new CA; running streams notice nothing.
+
+    First both gateways trust the new CA beside the old one, then both get certificates of the new one: at no
+    moment is there a pair of them that does not trust each other.
+
+    Args:
+        uid: the session.
+        gateways: both of its gateways.
+        lease_s: seconds from now; 0 is the shorter of the gateways' defaults.
+        timeout: for each call, in seconds.
+
+    Returns:
+        The new end of the lease (UTC).
+
+    Raises:
+        NotFound: a gateway does not know it.
+        FailedPrecondition: only one of its gateways was given, or it is not open.
+    """
+    async with AsyncExitStack() as stack:
+        asked = [await stack.enter_async_context(GatewayClient(gateway, timeout)) for gateway in gateways]
+        found = await together(*(_look(client, uid) for client in asked))
+        known = [(client, info) for client, info in zip(asked, found, strict=True) if info]
+        if not known:
+            raise _unknown(uid, gateways)
+        if {info.role for _, info in known} != set(Role):
+            raise FailedPrecondition(
+                f"session {uid} is renewed at both its gateways at once, and only one is known here"
+            )
+        clients, infos = [client for client, _ in known], [info for _, info in known]
+        lease_s = lease_s or min(d.default_lease_s for d in await together(*(c.describe() for c in clients)))
+        ca = SessionCA.create(uid, max(*map(_end, infos), datetime.now(UTC) + timedelta(seconds=lease_s)) + _SPARE)
+        message = pb.Renew(uid=uid, lease_s=lease_s, trust_anchor=ca.certificate.der)
+        answers = await together(*(client.renew(message) for client in clients))
+        expires_at = min(map(_end, answers))
+        updates = []
+        for client, info, answer in zip(clients, infos, answers, strict=True):
+            credentials = ca.issue(answer.csr, Role(info.role), expires_at)
+            updates.append(client.update(update_message(uid, Role(info.role), info.targets, credentials)))
+        await together(*updates)
+        return expires_at
+
+
+def update_message(uid: Uid, role: Role, targets: Iterable[str], credentials: Credentials) -> pb.UpdateTargets:
+    """Put UpdateTargets into the wire's words."""
+    return pb.UpdateTargets(
+        uid=uid,
+        role=role,
+        remote_listeners=targets,
+        certificate=credentials.certificate.der,
+        trust_anchor=credentials.trust_anchor.der,
+    )
 
 
 def _unknown(uid: Uid, gateways: Sequence[Gateway]) -> ScistreamError:

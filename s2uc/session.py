@@ -103,6 +103,10 @@ class Session:
         """Ask both gateways, producer's first, how it is; None where it is unknown."""
         return await life.status(self.uid, self._gateways())
 
+    async def renew(self, lease_s: int = 0) -> None:
+        """Make it live longer: `lease_s` seconds from now, 0 is the gateways' default."""
+        self.expires_at = await life.renew(self.uid, self._gateways(), lease_s)
+
     async def release(self) -> None:
         """Give everything back on both sides. Releasing again is harmless."""
         await life.release(self.uid, self._gateways())
@@ -211,7 +215,7 @@ async def carry_out(
             else:
                 ca = SessionCA.create(plan.terms.uid, expires_at)
                 await together(
-                    producer.open(ca.issue(producer.csr, Role.PROD), prod_listeners),
-                    consumer.open(ca.issue(consumer.csr, Role.CONS), producer.listeners),
+                    producer.open(producer.credentials(ca), prod_listeners),
+                    consumer.open(consumer.credentials(ca), producer.listeners),
                 )
     return Session(plan.terms.uid, expires_at, OpenSide.of(producer), OpenSide.of(consumer), plan.keys)

@@ -15,11 +15,12 @@ from types import MappingProxyType
 from uuid import uuid4
 
 from s2uc.gateway import Gateway, GatewayClient, wait_until
+from s2uc.life import update_message
 from scistream.errors import DeadlineExceeded, InvalidArgument, NotFound, ScistreamError, Unavailable
 from scistream.machine import State
 from scistream.proto import scistream_pb2 as pb
 from scistream.vocabulary import Endpoint, Rate, Role, Uid, parse_endpoints, shown
-from scistream.x509 import Credentials
+from scistream.x509 import Credentials, SessionCA
 
 _SETTLE_S = 2.0  # how long an undo waits for the answer to a REQ that is under way
 _UNDO_S = 8.0
@@ -92,6 +93,15 @@ class Terms:
     def __post_init__(self) -> None:
         if not 1 <= self.num_conn <= 65535:
             raise InvalidArgument(f"num_conn {shown(self.num_conn)} is not 1-65535, and a gateway has as many ports")
+        labels = [("label", f"{key}={value}") for key, value in self.labels.items()]
+        for name, text in [
+            ("backend", self.backend),
+            ("producer", self.producer),
+            ("consumer", self.consumer),
+            *labels,
+        ]:
+            if not text.isprintable():
+                raise InvalidArgument(f"{name} {shown(text)} has characters that cannot be printed; leave them out")
         if not 0 <= self.lease_s < 2**32:
             raise InvalidArgument(f"lease {shown(self.lease_s)} is not a number of seconds a gateway could count")
 
@@ -148,7 +158,22 @@ class Side:
             raise Unavailable(
                 f"gateway {self.gateway.name}: it answers like an old gateway, without a certificate request"
             )
+        if len(self.listeners) != terms.num_conn:
+            found = f"{len(self.listeners)} listeners for {terms.num_conn} connections"
+            raise Unavailable(f"gateway {self.gateway.name}: it gives {found}; is it a gateway?")
+        if self.expires_at <= datetime.now(UTC):
+            raise DeadlineExceeded(
+                f"gateway {self.gateway.name}: the session ends at {self.expires_at:%Y-%m-%d %H:%M:%S} UTC, which is "
+                "over; ask for a longer lease, or compare the two hosts' clocks"
+            )
         self.tell(Step.RESP, f"{_joined(self.listeners)} by {self.backend}")
+
+    def credentials(self, ca: SessionCA) -> Credentials:
+        """Sign what this gateway asked for."""
+        try:
+            return ca.issue(self.csr, self.role)
+        except InvalidArgument as error:
+            raise Unavailable(f"gateway {self.gateway.name}: {error}; is it a gateway?") from None
 
     async def announce(self, prod_listeners: tuple[Endpoint, ...] = ()) -> tuple[Endpoint, ...]:
         """Say Hello in the application's place."""
@@ -170,14 +195,7 @@ class Side:
     async def open(self, credentials: Credentials, targets: tuple[Endpoint, ...]) -> None:
         """UpdateTargets; the way is open on this side when it returns."""
         self.tell(Step.UPDATE_TARGETS, f"to {_joined(targets)}")
-        update = pb.UpdateTargets(
-            uid=self.terms.uid,
-            role=self.role,
-            remote_listeners=map(str, targets),
-            certificate=credentials.certificate.der,
-            trust_anchor=credentials.trust_anchor.der,
-        )
-        await self.client.update(update)
+        await self.client.update(update_message(self.terms.uid, self.role, map(str, targets), credentials))
         self.targets = targets
         self.tell(Step.ACTIVE)
 

@@ -16,7 +16,7 @@ from cryptography import x509
 from s2uc.files import read_secret_json, write_secret
 from scistream.errors import FailedPrecondition, InvalidArgument, ScistreamError
 from scistream.vocabulary import Endpoint, Rate, Uid, parse_endpoints
-from scistream.x509 import Certificate, PrivateKey, SessionCA
+from scistream.x509 import UNREADABLE, Certificate, PrivateKey, SessionCA
 
 _KIND = "scistream-ticket"
 
@@ -77,7 +77,8 @@ class Ticket:
             )
             if not ticket.listeners:
                 raise ValueError("no listeners")
-        except (KeyError, TypeError, ValueError, AttributeError, ScistreamError):
+            ticket.ca.certificate.x509.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)  # leaves name it
+        except (*UNREADABLE, KeyError, OverflowError, AttributeError, ScistreamError):
             raise InvalidArgument(f"ticket {path} is damaged; ask for a new one") from None
         if ticket.expires_at <= datetime.now(UTC):
             raise FailedPrecondition(

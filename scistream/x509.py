@@ -24,7 +24,7 @@ from scistream.vocabulary import Role, Uid
 
 _SKEW = timedelta(minutes=5)  # how far two facilities' clocks may be apart
 # What `cryptography` raises on bytes that are no good certificate or request; some of it only when a part is read.
-_UNREADABLE = (
+UNREADABLE = (
     ValueError,
     TypeError,
     InvalidSignature,
@@ -61,7 +61,7 @@ class Certificate:
         """
         try:
             return cls(x509.load_der_x509_certificate(der))
-        except _UNREADABLE:
+        except UNREADABLE:
             raise InvalidArgument("the bytes given as a certificate are not one in DER") from None
 
     @property
@@ -146,13 +146,13 @@ class Credentials:
             names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
             usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
             basic = anchor.extensions.get_extension_for_class(x509.BasicConstraints).value
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise InvalidArgument(f"the certificate or its trust anchor cannot be read: {error}") from None
         if own_key != public_key:
             raise InvalidArgument("the certificate is not for the key of this session's certificate request")
         try:
             leaf.verify_directly_issued_by(anchor)
-        except _UNREADABLE:
+        except UNREADABLE:
             raise InvalidArgument("the certificate was not issued by the trust anchor sent with it") from None
         if not basic.ca:
             raise InvalidArgument("the trust anchor is not a CA certificate")
@@ -179,8 +179,13 @@ class SessionCA:
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "SciStream session CA")])
         return cls(uid, _self_signed(name, key, not_after), key)
 
-    def issue(self, csr: bytes, role: Role) -> Credentials:
+    def issue(self, csr: bytes, role: Role, not_after: datetime | None = None) -> Credentials:
         """Sign a gateway's request. Only its key is taken from it; the names come from here.
+
+        Args:
+            csr: PKCS#10 in DER.
+            role: the side that the gateway serves.
+            not_after: the end of the certificate (UTC), if it is before this CA's.
 
         Raises:
             InvalidArgument: the bytes are no request, or it is not signed with its own key.
@@ -188,14 +193,14 @@ class SessionCA:
         try:
             request = x509.load_der_x509_csr(csr)
             valid, public_key = request.is_signature_valid, request.public_key()
-        except _UNREADABLE:
+        except UNREADABLE:
             raise InvalidArgument("the bytes given as a certificate request are not one in DER") from None
         if not valid:
             raise InvalidArgument("the certificate request is not signed with its own key")
         if not isinstance(public_key, ec.EllipticCurvePublicKey):
             raise InvalidArgument("the certificate request is not for an elliptic-curve key")
         anchor = self.certificate.x509
-        builder = _builder(_session_subject(self.uid, role), anchor.subject, public_key, anchor)
+        builder = _builder(_session_subject(self.uid, role), anchor.subject, public_key, anchor, not_after)
         names = x509.SubjectAlternativeName([x509.DNSName(peer_name(self.uid, role))])
         leaf = (
             builder.add_extension(names, critical=False)

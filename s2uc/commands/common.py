@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,11 +21,17 @@ if TYPE_CHECKING:
     from s2uc.side import StepEvent
 
 _T = TypeVar("_T")
+_LONGEST_S = 366 * 86400
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
-class Terminated(Exception):
-    """SIGTERM came; what was under way has been undone."""
+class Stopped(Exception):
+    """A signal came that ends; what was under way has been undone."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 @dataclass
@@ -50,19 +57,39 @@ class Settings:
     def emit(self, content: dict[str, Any], text: str) -> None:
         """Print the result: one JSON object for programs, text for people."""
         if self.json:
-            click.echo(json.dumps(content))
+            put(json.dumps(content))
         elif text:
-            click.echo(text)
+            put(text)
 
     def say(self, message: str) -> None:
         """Print a message for people, beside the result."""
         if not self.quiet:
-            click.echo(message, err=True)
+            remark(message)
 
     def progress(self, event: StepEvent) -> None:
         """Show a step, where somebody looks."""
         if self.verbose or (sys.stderr.isatty() and not self.quiet):
-            click.echo(str(event), err=True)
+            remark(str(event))
+
+
+def put(line: str) -> None:
+    """Print a line of the result.
+
+    Raises:
+        ScistreamError: it cannot be written.
+    """
+    try:
+        click.echo(line)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ScistreamError(f"the output cannot be written: {error.strerror}") from None
+
+
+def remark(line: str) -> None:
+    """Print a line for people; where that cannot be done, nothing else suffers."""
+    with suppress(OSError):
+        click.echo(line, err=True)
 
 
 def pass_settings(command: Callable[..., _T]) -> Callable[..., _T]:
@@ -81,7 +108,7 @@ def _global_options() -> list[click.Parameter]:
     shared: dict[str, Any] = {"expose_value": False, "callback": _remember, "is_eager": True}
     return [
         click.Option(["--config", "config_dir"], metavar="DIR", help="Gateways and tokens are kept there.", **shared),
-        click.Option(["--timeout"], type=DURATION, help="Wait at most so long, as 30s or 2m.", **shared),
+        click.Option(["--timeout"], type=TIMEOUT, help="Wait at most so long, as 30s or 2m.", **shared),
         click.Option(["--json"], is_flag=True, help="Print one JSON object on stdout.", **shared),
         click.Option(["--quiet", "-q"], is_flag=True, help="Print no progress and no remarks.", **shared),
         click.Option(
@@ -149,7 +176,15 @@ def _label(text: str) -> tuple[str, str]:
     return key, value
 
 
+def _timeout(text: str) -> int:
+    seconds = parse_duration(text)
+    if seconds > _LONGEST_S:
+        raise InvalidArgument(f"timeout {shown(text)} is longer than a year")
+    return seconds
+
+
 DURATION = Parsed("time", parse_duration)
+TIMEOUT = Parsed("time", _timeout)
 ROLE = Parsed("producer|consumer", _role)
 ENDPOINT = Parsed("host:port", Endpoint.parse)
 ENDPOINTS = Parsed("host:port,...", _endpoints)
@@ -160,28 +195,37 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 def perform(work: Coroutine[Any, Any, _T]) -> _T:
-    """Run a command's work; Ctrl-C and SIGTERM cancel it, and it undoes what it did before they count."""
+    """Run a command's work; Ctrl-C, SIGTERM and SIGHUP cancel it, and it undoes what it did before they count.
+
+    That takes seconds at most. It is not cut short by the same signal a second time, but by a third.
+    """
     import asyncio  # noqa: PLC0415 - help needs none
 
-    terminated = False
+    came: list[signal.Signals] = []
 
     async def main() -> _T:
         task = asyncio.current_task()
         assert task is not None
+        loop = asyncio.get_running_loop()
 
-        def terminate() -> None:
-            nonlocal terminated
-            terminated = True
-            task.cancel()
+        def end(number: signal.Signals) -> None:
+            came.append(number)
+            if len(came) == 1:
+                task.cancel()
+            else:
+                remark("s2uc: one moment, what was begun is being given back")
+                loop.remove_signal_handler(number)
 
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+        for number in _ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                loop.add_signal_handler(number, end, number)
         return await work
 
     try:
         return asyncio.run(main())
     except asyncio.CancelledError:
-        if terminated:
-            raise Terminated from None
+        if came:
+            raise Stopped(came[0]) from None
         raise
 
 

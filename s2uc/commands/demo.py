@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from s2uc.commands.common import Command, Settings, pass_settings, perform
+from s2uc.commands.common import Command, Settings, pass_settings, perform, put, remark
 
 
 @click.command("demo", cls=Command, example="s2uc demo --num-conn 4 --seconds 5")
@@ -34,7 +34,7 @@ def demo_command(
 
     def tell(line: str) -> None:
         if not settings.quiet:
-            click.echo(line, err=settings.json)
+            (remark if settings.json else put)(line)
 
     plane = DataPlane(backend) if backend else DataPlane.embedded()
     summary = perform(show(plane, num_conn, amount, tell))

@@ -1,4 +1,4 @@
-"""`s2uc list`, `status`, `watch`, `release`: sessions that are there."""
+"""`s2uc list`, `status`, `watch`, `renew`, `release`: sessions that are there."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import asyncio
 import json
 from collections.abc import Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from s2uc.commands.common import UID, Command, Settings, chosen, pass_settings, perform
-from scistream.errors import NotFound, ScistreamError
+from s2uc.commands.common import DURATION, UID, Command, Settings, chosen, pass_settings, perform, put, remark
+from scistream.errors import NotFound, ScistreamError, Unavailable
 from scistream.vocabulary import Role, Uid
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def list_command(settings: Settings, names: tuple[str, ...], everything: bool) -
     for gateway, answer in zip(known, perform(ask_all()), strict=True):
         if isinstance(answer, ScistreamError):
             failed = failed or answer
-            click.echo(f"s2uc: {answer}", err=True)
+            remark(f"s2uc: {answer}")
             continue
         if isinstance(answer, BaseException):
             raise answer
@@ -155,6 +156,8 @@ async def _watch_all(settings: Settings, gateways: Sequence[Gateway], uid: Uid |
             async for event in events:
                 state = event.session.state
                 _show(settings, client.gateway.name, event)
+        if not State(state).ended:
+            raise Unavailable(f"gateway {client.gateway.name}: it stopped reporting on session {uid}")
         return state
 
     async def follow_gateway(gateway: Gateway) -> list[str]:
@@ -180,10 +183,28 @@ def _show(settings: Settings, gateway: str, event: Any) -> None:
     info = event.session
     if settings.json:
         content = _content(gateway, info)
-        click.echo(json.dumps({"event": kind, "at": at.isoformat(), "message": event.message, "session": content}))
+        put(json.dumps({"event": kind, "at": at.isoformat(), "message": event.message, "session": content}))
         return
     news = event.message or (", ".join(info.prod_listeners) if kind == "PROD_LISTENERS" else info.reason)
-    click.echo(f"{at:%H:%M:%S.%f}  {info.uid}  {gateway:<12}  {_SIDES[info.role]}  {info.state:<10}  {news}".rstrip())
+    put(f"{at:%H:%M:%S.%f}  {info.uid}  {gateway:<12}  {_SIDES[info.role]}  {info.state:<10}  {news}".rstrip())
+
+
+@click.command("renew", cls=Command, example="s2uc renew 2f1c... --lease 8h")
+@click.argument("uid", type=UID)
+@click.option("--lease", type=DURATION, default=0, help="Its life from now, as 2h [default: the gateways' choice].")
+@pass_settings
+def renew_command(settings: Settings, uid: Uid, lease: int) -> None:
+    """Make a session live longer, with new credentials; running streams notice nothing."""
+    from s2uc import life  # noqa: PLC0415
+
+    expires_at = perform(life.renew(uid, _gateways(settings, uid), lease, settings.call_timeout()))
+    record = settings.config.find_session(uid)
+    if record:
+        settings.config.save_session(replace(record, expires_at=expires_at))
+    settings.emit(
+        {"uid": uid, "expires_at": expires_at.isoformat()},
+        f"session {uid} lives until {expires_at:%Y-%m-%d %H:%M:%S} UTC",
+    )
 
 
 @click.command("release", cls=Command, example="s2uc release 2f1c...")

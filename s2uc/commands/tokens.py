@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,15 @@ async def describe(gateway: KnownGateway, timeout: float) -> dict[str, Any]:
     }
 
 
+def _ask(gateway: str) -> str:
+    if not sys.stdin.isatty():
+        raise InvalidArgument("there is no terminal to ask for the token; give it with --token-file")
+    token = str(click.prompt(f"Token for {gateway}", hide_input=True, err=True)).strip()
+    if not token:
+        raise InvalidArgument("the token is empty")
+    return token
+
+
 @click.command("login", cls=Command, example="s2uc login aps --token-file aps.token")
 @click.argument("gateway")
 @click.option("--token-file", type=click.Path(path_type=Path, allow_dash=True), help="Read it there; - is stdin.")
@@ -39,9 +49,7 @@ def login_command(settings: Settings, gateway: str, token_file: Path | None) -> 
     Without --token-file it is asked for, and not shown.
     """
     known = settings.config.gateway(gateway)
-    token = read_token(token_file) or click.prompt(f"Token for {gateway}", hide_input=True, err=True).strip()
-    if not token:
-        raise InvalidArgument("the token is empty")
+    token = read_token(token_file) or _ask(gateway)
     found = perform(describe(replace(known, token=token), settings.call_timeout()))
     settings.config.set_token(gateway, token)
     settings.emit({"gateway": gateway, **found}, f"you are {found['user']} at gateway {gateway}")
