@@ -26,6 +26,13 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else text[:56] + "..." + text[-1]
 
 
+def printable(text: str) -> str:
+    """Give a foreign text with all that a terminal would act on escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 class Uid(str):
     """A session's unique id: 1 to 63 letters, digits and dashes, not starting with a dash.
 
