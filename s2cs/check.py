@@ -129,6 +129,8 @@ def _proxies(settings: Settings) -> Iterator[Finding]:
         if backend.available:
             able = ", ".join(sorted(backend.capabilities))
             yield Finding(True, f"backend {backend.name} {backend.version}: {able}")
+            if backend.caution:
+                yield Finding(True, f"backend {backend.name} {backend.version}: {backend.caution}", warning=True)
         else:
             needed = wanted == backend.name or (wanted == "auto" and not usable)
             yield Finding(not needed, f"backend {backend.name}: {backend.reason}", warning=not needed)

@@ -33,6 +33,7 @@ class BackendInfo:
     capabilities: frozenset[Capability]
     version: str = ""  # empty when it cannot be used
     reason: str = ""  # why not, and what mends it
+    caution: str = ""  # a fault that this version is known to have
 
     @property
     def available(self) -> bool:

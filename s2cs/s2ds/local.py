@@ -145,7 +145,7 @@ class LocalDataServer:
     def backends(self) -> tuple[BackendInfo, ...]:
         """The backends of this node, usable or not."""
         return tuple(
-            BackendInfo(backend.name, backend.capabilities, found.version, found.reason)
+            BackendInfo(backend.name, backend.capabilities, found.version, found.reason, found.caution)
             for backend, found in ((backend, self._find(backend)) for backend in BACKENDS.values())
         )
 

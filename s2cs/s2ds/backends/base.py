@@ -37,6 +37,7 @@ class Found:
     program: Path
     version: str = ""
     reason: str = ""
+    caution: str = ""  # a fault that this version is known to have
     module: Path | None = None  # what it has to load for streams, where that is not built in
     options: frozenset[str] = frozenset()  # what this build knows, and others do not
 
@@ -100,6 +101,7 @@ class Backend(ABC):
     install: ClassVar[str]  # the command that installs it
     minimum: ClassVar[tuple[int, ...]]  # oldest version that does all this needs
     below: ClassVar[tuple[int, ...]] = (1000,)  # first version that it is not known to work with
+    known_fault: ClassVar[tuple[tuple[int, ...], str]] = ((), "")  # versions before, and what is to be known of them
     capabilities: ClassVar[frozenset[Capability]]
     drain: ClassVar[Signals]  # stop accepting, exit when the last stream has ended
     reload: ClassVar[Reload]
@@ -179,7 +181,8 @@ class Backend(ABC):
             return Found(
                 program, reason=f"{program} is {self.name} {shown(version)}, and {wanted} is needed; {self.install}"
             )
-        return Found(program, version, module=module)
+        below, caution = self.known_fault
+        return Found(program, version, caution=caution if numbers < below else "", module=module)
 
 
 @lru_cache(maxsize=64)
