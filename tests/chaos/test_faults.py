@@ -165,3 +165,74 @@ def test_the_store_is_truncated_under_it(tmp_path: Path) -> None:
                 exchange(stream, b"to its end")
         consumer_side = [s.uid for s in c.list(pb.ListRequest()).sessions]
         assert consumer_side == [session.uid]
+
+
+JUMPING_CLOCK = """
+import os, time
+_real = time.time
+def _jumped():
+    try:
+        with open(os.environ["JUMP"]) as file:
+            return _real() + float(file.read() or 0)
+    except OSError:
+        return _real()
+time.time = _jumped
+"""
+
+
+@pytest.mark.parametrize("jump", [86400.0, -86400.0])
+def test_a_clock_that_jumps_a_day(tmp_path: Path, jump: float) -> None:
+    """It neither ends a lease nor makes it immortal, and a restart after it changes nothing."""
+    (tmp_path / "sitecustomize.py").write_text(JUMPING_CLOCK)
+    jumps = tmp_path / "jump"
+    environ = {
+        "PYTHONPATH": str(tmp_path),
+        "JUMP": str(jumps),
+        "SCISTREAM_SERVER__ON_SHUTDOWN": "keep",
+        "SCISTREAM_LIMITS__DEFAULT_LEASE": "600",
+    }
+    with (
+        echo() as app,
+        gateway(tmp_path / "c") as consumer,
+        gateway(tmp_path / "p", **environ) as producer,
+        producer.client() as p,
+        consumer.client() as c,
+    ):
+        session = open_pair(p, c, [str(app.endpoint)], 1, ("nginx", "nginx"))
+        p.req(pb.Request(uid="short", role="PROD", num_conn=1, immediate=True, lease_s=3))
+        before = p.list(pb.ListRequest(uid=session.uid)).sessions[0].expires_at.seconds
+        with session.connect() as stream:
+            jumps.write_text(str(jump))
+            ends = [event.session.state for event in p.watch(pb.WatchRequest(uid="short"), timeout=30)]
+            assert ends[-1] == "EXPIRED"
+            producer.stop(signal.SIGKILL)
+            producer.start()
+            with producer.client() as q:
+                (seen,) = q.list(pb.ListRequest(uid=session.uid)).sessions
+                assert seen.state == "ACTIVE"
+                assert abs(seen.expires_at.seconds - before - jump) < 5  # told in the wall clock's time
+                accepted(q)
+                exchange(stream, b"goes on")
+                q.release(pb.Release(uid=session.uid))
+
+
+def test_no_processes_left(tmp_path: Path) -> None:
+    version1 = Path("/sys/fs/cgroup/pids")
+    group = (version1 if version1.exists() else Path("/sys/fs/cgroup")) / f"scistream-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no cgroup can be made here: {error.strerror}")
+    home = None
+    try:
+        with running_stream(tmp_path) as (producer, client, _):
+            home = group.parent / "cgroup.procs"
+            (group / "cgroup.procs").write_text(str(producer.process.pid))
+            current = int((group / "pids.current").read_text())
+            (group / "pids.max").write_text(str(current + 2))
+            refused(Code.RESOURCE_EXHAUSTED, client, "TasksMax")
+            (group / "pids.max").write_text("max")
+            accepted(client)
+            home.write_text(str(producer.process.pid))
+    finally:
+        group.rmdir()
