@@ -223,16 +223,14 @@ def test_no_processes_left(tmp_path: Path) -> None:
         group.mkdir()
     except OSError as error:
         pytest.skip(f"no cgroup can be made here: {error.strerror}")
-    home = None
     try:
         with running_stream(tmp_path) as (producer, client, _):
-            home = group.parent / "cgroup.procs"
             (group / "cgroup.procs").write_text(str(producer.process.pid))
             current = int((group / "pids.current").read_text())
             (group / "pids.max").write_text(str(current + 2))
             refused(Code.RESOURCE_EXHAUSTED, client, "TasksMax")
             (group / "pids.max").write_text("max")
             accepted(client)
-            home.write_text(str(producer.process.pid))
+            (group.parent / "cgroup.procs").write_text(str(producer.process.pid))
     finally:
         group.rmdir()

@@ -211,6 +211,32 @@ def test_a_proxy_that_dies_is_restarted_on_its_sockets(
         assert states == ["RECOVERING", "ACTIVE"]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_proxy_that_dies_too_often_fails_its_session(tmp_path: Path, backend: str) -> None:
+    """The owner sees why, and everything is given back."""
+    with (
+        echo() as app,
+        gateway(tmp_path / "c") as consumer,
+        gateway(tmp_path / "p", SCISTREAM_S2DS__MAX_RESTARTS="1") as producer,
+        producer.client() as p,
+        consumer.client() as c,
+    ):
+        session = open_pair(p, c, [str(app.endpoint)], 1, (backend, backend))
+        stream = p.watch(pb.WatchRequest(uid=session.uid), timeout=60)
+        killed: set[int] = set()
+        for event in stream:
+            if (event.kind, event.session.state) == (event.STATE, "ACTIVE"):
+                for process in producer.proxies():
+                    if process.pid not in killed:
+                        killed.add(process.pid)
+                        process.kill()
+            last = event.session
+        assert last.state == "FAILED"
+        assert f"{backend} was ended by SIGKILL" in last.reason
+        assert producer.leftovers() == {}
+        assert c.list(pb.ListRequest(uid=session.uid)).sessions[0].state == "ACTIVE"
+
+
 def test_sigterm_releases_everything(tmp_path: Path) -> None:
     with gateway(tmp_path / "p") as producer, gateway(tmp_path / "c") as consumer, echo() as app:
         with producer.client() as p, consumer.client() as c:
