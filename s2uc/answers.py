@@ -38,15 +38,6 @@ def sound(answer: _M, gateway: object) -> _M:
 
 
 def _look(message: Message) -> None:
-    for field, value in message.ListFields():
-        if isinstance(value, str):
-            setattr(message, field.name, printable(value))
-        elif isinstance(value, Message):
-            _look(value)
-        elif isinstance(value, MutableMapping):
-            _look_at_map(value)
-        elif isinstance(value, MutableSequence):
-            _look_at_list(value)
     match message:
         case Timestamp():
             message.ToDatetime()
@@ -62,6 +53,15 @@ def _look(message: Message) -> None:
                 message.kind = pb.SessionEvent.UNSPECIFIED  # a newer gateway's
         case _:
             pass
+    for field, value in message.ListFields():
+        if isinstance(value, str):
+            setattr(message, field.name, printable(value))
+        elif isinstance(value, Message):
+            _look(value)
+        elif isinstance(value, MutableMapping):
+            _look_at_map(value)
+        elif isinstance(value, MutableSequence):
+            _look_at_list(value)
 
 
 def _look_at_map(entries: MutableMapping[str, str]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from s2uc.gateway import TIMEOUT_S, Gateway, GatewayClient, wait_until
-from scistream.errors import DeadlineExceeded, InvalidArgument
+from scistream.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from scistream.machine import State
 from scistream.proto import scistream_pb2 as pb
 from scistream.vocabulary import Endpoint, Role, Uid, parse_endpoints
@@ -96,6 +96,8 @@ async def open_way(
     except TimeoutError:
         raise DeadlineExceeded(f"the way of session {uid} is not open after {timeout:g} s") from None
     found = info.prod_listeners if role is Role.PROD else answer.listeners
+    if not found:
+        raise Unavailable(f"gateway {gateway}: it names no listeners of session {uid}; is it a gateway?")
     return Way(uid, role, parse_endpoints(found))
 
 

@@ -8,12 +8,14 @@ import os
 import signal
 import socket
 import sys
+import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from s2uc.demo.keeper import Keeper
 from s2uc.gateway import Gateway, GatewayClient
-from scistream.errors import ScistreamError, Unavailable
+from scistream.errors import DeadlineExceeded, ScistreamError, Unavailable
 from scistream.vocabulary import Endpoint
 
 _START_S = 30.0
@@ -46,12 +48,14 @@ class Facility:
         name: of the gateway.
         directory: to be made; the caller removes it.
         plane: what carries its sessions.
+        keeper: is told of its processes.
     """
 
-    def __init__(self, name: str, directory: Path, plane: DataPlane) -> None:
+    def __init__(self, name: str, directory: Path, plane: DataPlane, keeper: Keeper) -> None:
         self.name = name
         self.directory = directory
         self.plane = plane
+        self._keeper = keeper
         self.endpoint = Endpoint("127.0.0.1", _free_port())
         self._process: asyncio.subprocess.Process | None = None
 
@@ -75,11 +79,13 @@ class Facility:
         if await _ended(making):
             raise self._failed("s2cs init failed")
         self._process = await self._s2cs("serve", "--config", str(self.directory / "s2cs.toml"))
-        async with asyncio.timeout(_START_S):
-            while not await self._answers():
-                if self._process.returncode is not None:
-                    raise self._failed(f"s2cs serve ended with {self._process.returncode}")
-                await asyncio.sleep(0.05)
+        end = time.monotonic() + _START_S
+        while not await self._answers():
+            if self._process.returncode is not None:
+                raise self._failed(f"s2cs serve ended with {self._process.returncode}")
+            if time.monotonic() > end:
+                raise self._failed(f"s2cs serve does not answer within {_START_S:.0f} s")
+            await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
         """End it and wait for its end; politely first."""
@@ -100,7 +106,7 @@ class Facility:
         try:
             async with GatewayClient(self.gateway, timeout=2.0) as client:
                 await client.describe()
-        except Unavailable:
+        except (Unavailable, DeadlineExceeded):
             return False
         return True
 
@@ -108,15 +114,16 @@ class Facility:
         """Run the gateway's program; in a session of its own, so that Ctrl-C is the demonstration's alone."""
         settings = {name: value for name, value in os.environ.items() if not name.startswith("SCISTREAM_")}
         settings["SCISTREAM_SERVER__ON_SHUTDOWN"] = "release"  # whatever happens, nothing is left behind
-        settings["SCISTREAM_SERVER__ON_SHUTDOWN"] = "release"  # streams would outlive it otherwise
         if self.plane.program:
             programs = f"{{ {self.plane.backend} = '{self.plane.program}' }}"
             settings["SCISTREAM_S2DS__PROGRAMS"] = programs
         with self._log.open("ab") as log:
             command = (sys.executable, "-m", "s2cs", *arguments)
-            return await asyncio.create_subprocess_exec(
+            process = await asyncio.create_subprocess_exec(
                 *command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=settings, start_new_session=True
             )
+        self._keeper.watch(process.pid)
+        return process
 
     @property
     def _log(self) -> Path:

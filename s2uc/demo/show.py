@@ -15,6 +15,7 @@ from typing import Any
 
 from s2uc.demo.facility import DataPlane, Facility
 from s2uc.demo.frames import Amount, BadFrame, Producer, Tally, check
+from s2uc.demo.keeper import Keeper
 from s2uc.gateway import Gateway
 from s2uc.life import together
 from s2uc.session import Session, request
@@ -103,13 +104,15 @@ async def show(plane: DataPlane, num_conn: int, amount: Amount, tell: Callable[[
 @asynccontextmanager
 async def _facilities(plane: DataPlane) -> AsyncIterator[tuple[Gateway, Gateway]]:
     directory = Path(tempfile.mkdtemp(prefix="scistream-demo-"))
-    facilities = [Facility(name, directory / name, plane) for name in ("instrument", "computer")]
+    keeper = Keeper(directory)
+    facilities = [Facility(name, directory / name, plane, keeper) for name in ("instrument", "computer")]
     try:
         await together(*(facility.start() for facility in facilities))
         yield facilities[0].gateway, facilities[1].gateway
     finally:
         await asyncio.gather(*(facility.stop() for facility in facilities), return_exceptions=True)
         shutil.rmtree(directory, ignore_errors=True)
+        keeper.dismiss()
 
 
 async def _stream(producer: Producer, session: Session, num_conn: int) -> list[Tally]:
