@@ -156,9 +156,8 @@ class Servicer(ControlServicer):
 
     async def describe(self, request: pb.DescribeRequest, context: Any) -> pb.GatewayDescription:
         """What the gateway is, and who the caller is to it."""
-        caller, settings, server = _caller.get(), self._gateway.settings, self._gateway.data_server
-        if not isinstance(caller, Caller):
-            raise Unauthenticated("the token is not a user's at this gateway; ask its operator for one")
+        settings, server = self._gateway.settings, self._gateway.data_server
+        caller = self._gateway.user(_caller.get())
         return pb.GatewayDescription(
             name=settings.server.name,
             version=scistream.__version__,

@@ -1,0 +1,73 @@
+"""Between a session's rules and its data server: effects become verbs, and what comes of them events."""
+
+from __future__ import annotations
+
+from s2cs.s2ds.contract import (
+    Bridge,
+    Change,
+    DataServer,
+    TunnelEvent,
+    TunnelSpec,
+    TunnelState,
+    TunnelStatus,
+)
+from s2cs.validation import credentials
+from scistream.machine import Broke, Effect, Event, Exited, Reserved, Session, Started, State, Stopped
+
+
+async def carry_out(server: DataServer, session: Session, effect: Effect, default_backend: str) -> Event | None:
+    """Ask the data server for what a step wants, and give what it answers; an update that is done is no event.
+
+    Raises:
+        ScistreamError: it cannot be had.
+    """
+    match effect:
+        case Effect.RESERVE:
+            request = session.request
+            backend = request.backend or default_backend
+            spec = TunnelSpec(session.id, session.uid, session.role, request.num_conn, backend, request.rate)
+            reservation = await server.reserve(spec)
+            return Reserved(reservation.listeners, reservation.backend, reservation.csr)
+        case Effect.START:
+            await server.start(session.id, Bridge(session.targets, credentials(session.proof)))
+            return Started()
+        case Effect.UPDATE:
+            await server.update(session.id, Bridge(session.targets, credentials(session.proof)))
+            return None
+        case Effect.STOP:
+            await server.stop(session.id)
+            return Stopped()
+        case Effect.FORWARD:
+            raise AssertionError("ProdLstn is for the watchers, not for the data server")
+
+
+def meaning(event: TunnelEvent) -> Event:
+    """Say what a data server's news is to a session."""
+    match event.change:
+        case Change.EXITED:
+            return Exited(event.reason)
+        case Change.RUNNING:
+            return Started()
+        case Change.FATAL:
+            return Broke(event.reason)
+
+
+def reconciled(session: Session, tunnel: TunnelStatus | None) -> list[Event | Effect]:
+    """Say what brings a session of an earlier process together with its tunnel as it is now."""
+    if session.state.ended:
+        return [Effect.STOP] if tunnel is not None else []
+    if session.state is State.CLOSING:
+        return [Effect.STOP]
+    if session.state is State.REQUESTED or tunnel is None or tunnel.state is TunnelState.FATAL:
+        gone = tunnel.reason if tunnel else "its data server was gone when the control server started again"
+        return [Broke(gone or "the control server was interrupted while it was being made")]
+    if tunnel.state is TunnelState.BACKOFF:
+        return [Exited(tunnel.reason)]
+    if tunnel.state is TunnelState.RUNNING:
+        # An update may have been saved and not done; twice does no harm.
+        return [Started(), *([Effect.UPDATE] if session.before_update is not None else [])]
+    if session.state is State.STARTING:
+        return [Effect.START]
+    if session.state in (State.ACTIVE, State.RECOVERING):
+        return [Broke("its data server was lost")]
+    return []

@@ -1,0 +1,117 @@
+"""The sessions of a gateway: in memory, and in the store."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from s2cs.auth import Caller, KeyHolder
+from s2cs.live import Live
+from s2cs.store import Store
+from scistream.errors import NotFound, ResourceExhausted, Unauthenticated, Unavailable
+from scistream.machine import Session
+from scistream.vocabulary import Uid
+
+log = logging.getLogger(__name__)
+
+
+class Sessions:
+    """Keep sessions and find them; an owner's latest of a uid takes the place of the one before."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._by_id: dict[str, Live] = {}
+        self._latest: dict[tuple[str, Uid], Live] = {}  # by owner and uid
+        self._unsaved: set[str] = set()  # those whose last change the store could not take
+
+    def __iter__(self) -> Iterator[Live]:
+        return iter(list(self._by_id.values()))
+
+    @property
+    def running(self) -> list[Live]:
+        """Those that have not ended."""
+        return [live for live in self if not live.session.state.ended]
+
+    def stored(self) -> list[Session]:
+        """All that the store has, oldest first."""
+        return self._store.sessions()
+
+    def get(self, id: str) -> Live | None:
+        """Look a session up by the gateway's own name for it."""
+        return self._by_id.get(id)
+
+    def latest(self, owner: str, uid: Uid) -> Live | None:
+        """Look an owner's session up."""
+        return self._latest.get((owner, uid))
+
+    def find(self, caller: Caller | KeyHolder, uid: Uid) -> Live:
+        """Find a session that the caller may touch; another's looks as if it did not exist.
+
+        Raises:
+            NotFound: no such session of this user.
+            Unauthenticated: neither a user's token nor the key of that session.
+        """
+        same = [live for live in self._by_id.values() if live.session.uid == uid]
+        if isinstance(caller, KeyHolder):
+            for live in same:
+                if caller.opens(live.session.request.hello_key_sha256):
+                    return live
+            raise Unauthenticated(f"the credentials are neither a user's token nor the key of session {uid}")
+        found = self.latest(caller.name, uid)
+        if found is None and caller.admin:
+            found = max(same, key=lambda live: (not live.session.state.ended, live.session.created_at), default=None)
+        if found is None:
+            raise NotFound(f"there is no session {uid} of yours at this gateway; s2uc list shows what there is")
+        return found
+
+    def keep(self, live: Live) -> None:
+        """Know a session from now on, and forget the one that it takes the place of."""
+        session = live.session
+        earlier = self.latest(session.owner, session.uid)
+        if earlier is not None:
+            self.forget(earlier)
+        self._by_id[session.id] = live
+        self._latest[session.owner, session.uid] = live
+
+    def forget(self, live: Live) -> None:
+        """Know a session no longer."""
+        session = live.session
+        self._by_id.pop(session.id, None)
+        if self.latest(session.owner, session.uid) is live:
+            del self._latest[session.owner, session.uid]
+        try:
+            self._store.delete(session.id)
+        except (ResourceExhausted, Unavailable):
+            self._unsaved.add(session.id)
+
+    def save(self, session: Session) -> None:
+        """Save a change that somebody asked for.
+
+        Raises:
+            ResourceExhausted, Unavailable: the store cannot take it; then it must not happen.
+        """
+        self._store.save(session)
+
+    def save_sometime(self, session: Session) -> None:
+        """Save a change that has happened already: now, or as soon as the store can be used again."""
+        try:
+            self._store.save(session)
+        except (ResourceExhausted, Unavailable) as error:
+            if not self._unsaved:
+                log.error("%s; sessions go on, and are saved when it can be used again", error)
+            self._unsaved.add(session.id)
+
+    def save_again(self) -> None:
+        """Save what could not be saved when it happened."""
+        for id in list(self._unsaved):
+            live = self.get(id)
+            try:
+                if live is None:
+                    self._store.delete(id)
+                else:
+                    self._store.save(live.session)
+            except (ResourceExhausted, Unavailable):
+                return
+            self._unsaved.discard(id)
+            if not self._unsaved:
+                log.info("all sessions are saved again")
