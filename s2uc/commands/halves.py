@@ -26,7 +26,7 @@ from s2uc.commands.common import (
 )
 from s2uc.commands.request import make_terms, with_terms
 from s2uc.config import KnownGateway, SessionRecord
-from scistream.errors import InvalidArgument
+from scistream.errors import FailedPrecondition, InvalidArgument
 from scistream.vocabulary import Endpoint, Role, Uid, shown
 
 if TYPE_CHECKING:
@@ -89,10 +89,13 @@ def _keep(settings: Settings, uid: Uid, role: Role, gateway: Gateway, key: str, 
             f"gateway {gateway} is not known by a name; s2uc release needs it: s2uc gateway add NAME {gateway}"
         )
         return
-    earlier = settings.config.find_session(uid)
-    gateways = {**(earlier.gateways if earlier else {}), role: gateway.name}
-    keys = {**(earlier.keys if earlier else {}), role: key}
-    settings.config.save_session(SessionRecord(uid, gateways, keys, expires_at))
+    try:
+        earlier = settings.config.find_session(uid)
+        gateways = {**(earlier.gateways if earlier else {}), role: gateway.name}
+        keys = {**(earlier.keys if earlier else {}), role: key}
+        settings.config.save_session(SessionRecord(uid, gateways, keys, expires_at))
+    except (FailedPrecondition, InvalidArgument) as error:  # it is open all the same
+        settings.say(f"s2uc: {error}; s2uc release {uid} asks all gateways that you know")
 
 
 def _side(side: OpenSide) -> dict[str, Any]:

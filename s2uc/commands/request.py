@@ -20,6 +20,7 @@ from s2uc.commands.common import (
     perform,
 )
 from s2uc.config import SessionRecord
+from scistream.errors import FailedPrecondition
 from scistream.vocabulary import Endpoint, Rate, Role, Uid
 
 if TYPE_CHECKING:
@@ -102,7 +103,10 @@ def request_command(
         session = perform(
             carry_out(plan, timeout=settings.call_timeout(), hello_timeout=settings.timeout, on_step=keeper.on_step)
         )
-        keeper.keep(session.expires_at)
+        try:
+            keeper.keep(session.expires_at)
+        except FailedPrecondition as error:  # it is open all the same, and on file from before
+            settings.say(f"s2uc: {error}")
     listeners = ", ".join(map(str, session.listeners))
     settings.emit(
         session.as_dict(),

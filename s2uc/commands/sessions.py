@@ -156,7 +156,7 @@ async def _watch_all(settings: Settings, gateways: Sequence[Gateway], uid: Uid |
             async for event in events:
                 state = event.session.state
                 _show(settings, client.gateway.name, event)
-        if not State(state).ended:
+        if not state or not State(state).ended:
             raise Unavailable(f"gateway {client.gateway.name}: it stopped reporting on session {uid}")
         return state
 
