@@ -41,6 +41,7 @@ def producer() -> Iterator[int]:
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs,), daemon=True)
     process.start()
+    theirs.close()  # so that its death is noticed here
     try:
         yield ours.recv()
     finally:
@@ -78,10 +79,5 @@ def receive(ports: list[int], total: int) -> float:
 
 def cpu_seconds(pids: list[int]) -> float:
     """CPU time that these processes and their children have used."""
-    total = 0.0
-    for pid in pids:
-        process = psutil.Process(pid)
-        for each in [process, *process.children(recursive=True)]:
-            times = each.cpu_times()
-            total += times.user + times.system
-    return total
+    processes = {each for pid in pids for each in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))}
+    return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
