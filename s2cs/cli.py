@@ -187,7 +187,11 @@ def add(name: str, admin: bool, file: Path | None) -> None:
     token = new_token()
     with _store(_load(file)) as store:
         store.add_user(check_user_name(name), admin, digest(token))
-    click.echo(token)
+        try:
+            click.echo(token)
+        except OSError:
+            store.remove_user(name)  # with a token that nobody has
+            raise
     click.echo(f"added {'admin' if admin else 'user'} {name}; the token is not kept, so hand it over now", err=True)
 
 
@@ -265,3 +269,6 @@ def main() -> None:
         for line in str(error).splitlines():
             click.echo(f"s2cs: {line}", err=True)
         sys.exit(error.exit_status)
+    except OSError as error:
+        click.echo(f"s2cs: {error.filename or 'the output'} cannot be used: {error.strerror}", err=True)
+        sys.exit(1)

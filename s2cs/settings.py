@@ -177,10 +177,10 @@ def load(file: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
         if file is None:
             raise SettingsError("there is no s2cs.toml here or in /etc/scistream; make one with: s2cs init DIR")
     try:
-        tables = tomllib.loads(file.read_text())
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"settings {file} cannot be read: {error.strerror}; name the file with --config") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingsError(f"settings {file} are not TOML: {error}") from None
     _override(tables, environ)
     try:

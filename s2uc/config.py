@@ -120,12 +120,14 @@ class UserConfig:
             return None
         content = read_secret_json(path, _SESSION_FILE)
         try:
-            expires_at = content["expires_at"]
+            expires_at = datetime.fromisoformat(content["expires_at"]) if content["expires_at"] else None
+            if expires_at and expires_at.tzinfo is None:
+                raise ValueError("a time of no zone")
             return SessionRecord(
                 Uid(content["uid"]),
                 {Role(role): str(name) for role, name in content["gateways"].items()},
                 {Role(role): str(key) for role, key in content["keys"].items()},
-                datetime.fromisoformat(expires_at) if expires_at else None,
+                expires_at,
             )
         except (KeyError, TypeError, ValueError, AttributeError):
             raise InvalidArgument(f"{path} is not {_SESSION_FILE}; remove it") from None

@@ -58,7 +58,7 @@ def read_secret_json(path: Path, what: str) -> dict[str, Any]:
     """
     try:
         content = json.loads(read_secret(path))
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise InvalidArgument(f"{path} is not {what}; it may be damaged or another file")

@@ -56,7 +56,7 @@ def read_key(path: Path, uid: Uid, role: Role) -> AppKey | str:
         endpoint, ca = Endpoint.parse(content["address"]), content["ca"].encode() or None
         gateway = Gateway(str(content["gateway"]), endpoint, ca, str(content["key"]))
         key = AppKey(Uid(content["uid"]), Role.parse(content["role"]), gateway)
-    except (ValueError, KeyError, TypeError, AttributeError, ScistreamError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ScistreamError):
         raise InvalidArgument(f"{path} is not a key file of s2uc request --key-dir") from None
     if (key.uid, key.role) != (uid, role):
         raise InvalidArgument(f"{path} is the key of the {key.role} side of session {key.uid}; take the one for yours")

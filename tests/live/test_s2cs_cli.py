@@ -168,6 +168,14 @@ def test_users(made: Path) -> None:
     assert "no user alice" in s2cs("user", "remove", "alice", *config, exit_status=5).stderr
 
 
+def test_a_token_that_nobody_could_read_is_not_kept(made: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "s2cs", "user", "add", "alice", "--config", str(made)]
+        process = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (process.returncode, process.stderr) == (1, "s2cs: the output cannot be used: No space left on device\n")
+    assert "alice" not in s2cs("user", "list", "--config", made).stdout
+
+
 def test_a_removed_user_is_refused_and_sessions_are_shown(tmp_path: Path) -> None:
     with gateway(tmp_path / "g") as running:
         token = running.add_user("alice")
