@@ -81,7 +81,8 @@ class Hosts:
         (tools / "scp").chmod(0o755)
         inherited = {k: v for k, v in os.environ.items() if not re.match(r"(?i)scistream_|.*_proxy$", k)}
         path = os.pathsep.join([str(tools), str(Path(sys.executable).parent), os.environ["PATH"]])
-        self.environment = {**inherited, "PATH": path}
+        # Sessions that the pages leave open, or a failure, end with their gateway here.
+        self.environment = {**inherited, "PATH": path, "SCISTREAM_SERVER__ON_SHUTDOWN": "release"}
 
     def here(self, text: str) -> str:
         """Write a text with this test's addresses."""

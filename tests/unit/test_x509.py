@@ -20,8 +20,9 @@ from scistream.vocabulary import Role, Uid
 from scistream.x509 import Certificate, Credentials, DevelopmentCA, PrivateKey, SessionCA, peer_name
 
 UID = Uid("u-1")
-NOW = datetime.now(UTC)
-END = (NOW + timedelta(hours=1)).replace(microsecond=0)
+# A moment in the middle of their time: the certificates are made when their test's turn comes, which may be late.
+NOW = datetime.now(UTC) + timedelta(hours=12)
+END = (NOW + timedelta(hours=12)).replace(microsecond=0)
 
 
 class Side:
@@ -194,7 +195,7 @@ def test_a_server_of_another_name_is_refused(prod: Side, cons: Side, tmp_path: P
 
 
 def test_after_the_lease_the_certificates_are_refused(cons: Side, tmp_path: Path) -> None:
-    past = SessionCA.create(UID, NOW - timedelta(minutes=1))
+    past = SessionCA.create(UID, datetime.now(UTC) - timedelta(minutes=1))
     with pytest.raises(ssl.SSLCertVerificationError, match="expired"):
         handshake(
             Side(past, Role.PROD).context(tmp_path), Side(past, Role.CONS).context(tmp_path), peer_name(UID, Role.PROD)
