@@ -11,6 +11,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Iterable
+from math import inf
 
 from s2cs import admission
 from s2cs.auth import Caller, KeyHolder
@@ -74,7 +75,7 @@ class Gateway:
         """Take up the sessions in the store, compare them with what the data server has, and begin to watch."""
         tunnels = {status.id: status for status in await self.data_server.list()}
         for session in self._sessions.stored():
-            live = Live(session)
+            live = Live(session, self.clock.now() if session.state.ended else inf)
             self._sessions.keep(live)
             for each in reconciled(session, tunnels.pop(session.id, None)):
                 if isinstance(each, Effect):
@@ -294,6 +295,8 @@ class Gateway:
             else:
                 self._sessions.save_sometime(after)
             live.become(after)
+            if after.state.ended and not before.state.ended:
+                live.ended_at = self.clock.now()
         for effect in effects:
             if effect is Effect.FORWARD:
                 if after.role is Role.PROD:
@@ -369,7 +372,7 @@ class Gateway:
         session = live.session
         left = session.expires_at - now
         if session.state.ended:
-            if left < 0 and now > session.created_at + self.settings.limits.keep_ended:
+            if now > live.ended_at + self.settings.limits.keep_ended:
                 self._sessions.forget(live)
         elif now >= session.deadline:
             self._report(live, Timeout())

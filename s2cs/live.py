@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from enum import Enum
+from math import inf
 
 from scistream.errors import ScistreamError, Unavailable
 from scistream.machine import Session
@@ -34,8 +35,9 @@ class Item:
 class Live:
     """Hold a session, and tell whoever waits when it changes."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, ended_at: float = inf) -> None:
         self.session = session
+        self.ended_at = ended_at  # of one that ended in an earlier process, the start of this one
         self.error: ScistreamError | None = None  # why the last effect could not be carried out
         self.task: asyncio.Task[None] | None = None  # the last effect, done when all before it are
         self.warned = False

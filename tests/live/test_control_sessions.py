@@ -101,6 +101,19 @@ def test_watch_tells_each_step(clients: tuple[Client, Client]) -> None:
     ]
 
 
+def test_what_became_of_a_session_is_known_for_a_while_whatever_its_lease_was(tmp_path: Path) -> None:
+    keep = {"SCISTREAM_LIMITS__KEEP_ENDED": "2"}
+    with gateway(tmp_path / "g", **keep) as running, running.client() as client:
+        for uid in ("scan-1", "scan-2"):
+            client.req(pb.Request(uid=uid, role="PROD", num_conn=1, immediate=True, lease_s=3600))
+        client.release(pb.Release(uid="scan-1"))
+        assert [s.state for s in client.list(pb.ListRequest()).sessions] == ["RELEASED", "RESERVED"]
+        deadline = time.monotonic() + 30
+        while len(left := client.list(pb.ListRequest()).sessions) > 1 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert [s.uid for s in left] == ["scan-2"]
+
+
 def test_the_end_of_the_lease_is_announced(clients: tuple[Client, Client]) -> None:
     client = clients[0]
     uid = str(uuid.uuid4())
