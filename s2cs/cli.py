@@ -130,7 +130,7 @@ def reload(file: Path | None) -> None:
         deadline = time.monotonic() + _RELOAD_S
         while (after := store.fact(RELOADED)) == before:
             if time.monotonic() > deadline:
-                raise DeadlineExceeded(f"gateway process {pid} did not answer within {_RELOAD_S} s; see its log")
+                raise DeadlineExceeded(f"gateway process {pid} did not answer within {_RELOAD_S:g} s; see its log")
             time.sleep(0.02)
     outcome = json.loads(after)
     if outcome["fault"]:

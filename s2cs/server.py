@@ -164,6 +164,7 @@ def local_config(settings: Settings) -> LocalConfig:
         wan=Interface(network.wan, network.wan_advertise or network.wan),
         ports=network.ports,
         backend=s2ds.backend,
+        launcher=s2ds.launcher,
         programs={str(name): path for name, path in s2ds.programs.items()},
         buffer_bytes=s2ds.buffer_bytes,
         ciphers=tuple(s2ds.ciphers),

@@ -36,13 +36,9 @@ def _read(parse: Any) -> BeforeValidator:
     return BeforeValidator(read)
 
 
-def _seconds(value: object) -> object:
-    return parse_duration(value) if isinstance(value, str) else value
-
-
 def _duration(value: object) -> object:
     try:
-        return _seconds(value)
+        return parse_duration(value) if isinstance(value, str) else value
     except InvalidArgument as error:
         raise ValueError(str(error)) from None
 
@@ -94,7 +90,7 @@ class NetworkSettings(_Table):
 class DataServerSettings(_Table):
     """`[s2ds]`: the proxies."""
 
-    backend: Literal["auto", "stunnel", "haproxy", "nginx"] = "auto"
+    backend: Literal["auto"] | BackendName = "auto"
     launcher: Literal["process"] = "process"
     programs: dict[BackendName, Path] = Field(default_factory=dict)  # where a proxy is, if not where it is looked for
     buffer_bytes: Annotated[int, Field(ge=4096, le=16 * 2**20)] = 256 * 1024
@@ -158,8 +154,6 @@ def succeed(old: Settings, new: Settings) -> tuple[Settings, list[str]]:
 
 class SettingsError(ScistreamError):
     """The settings cannot be used; the message has a line for each fault."""
-
-    exit_status = 1
 
 
 def load(file: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:

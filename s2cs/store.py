@@ -232,12 +232,7 @@ def _dump(session: Session) -> str:
         "prod_listeners": [str(x) for x in session.prod_listeners],
         "targets": [str(x) for x in session.targets],
         "proof": _dump_proof(session.proof),
-        "before_update": session.before_update
-        and [
-            [str(x) for x in session.before_update[0]],
-            _dump_proof(session.before_update[1]),
-            session.before_update[2],
-        ],
+        "before_update": session.before_update and _dump_route(session.before_update),
         "outcome": session.outcome,
         "reason": session.reason,
     }

@@ -59,6 +59,7 @@ class LocalConfig:
     wan: Interface
     ports: PortRange
     backend: str = "auto"
+    launcher: str = "process"
     programs: Mapping[str, Path] = field(default_factory=dict)  # by backend; the others are looked for
     buffer_bytes: int = 256 * 1024
     ciphers: tuple[str, ...] = ()  # TLS 1.3 suites in order; empty: what suits this CPU

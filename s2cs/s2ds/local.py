@@ -19,7 +19,7 @@ from s2cs.s2ds.config import Interface, LocalConfig
 from s2cs.s2ds.contract import BackendInfo, Bridge, Reservation, TunnelEvent, TunnelSpec, TunnelStatus
 from s2cs.s2ds.files import room
 from s2cs.s2ds.launchers import LAUNCHERS
-from s2cs.s2ds.ports import Listeners
+from s2cs.s2ds.ports import Listeners, too_few
 from s2cs.s2ds.record import Record
 from s2cs.s2ds.tunnel import Tunnel, handles
 from scistream.errors import (
@@ -27,7 +27,6 @@ from scistream.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
-    ResourceExhausted,
     ScistreamError,
 )
 from scistream.vocabulary import Role, shown
@@ -48,7 +47,7 @@ class LocalDataServer:
 
     def __init__(self, config: LocalConfig) -> None:
         self._config = config
-        self._launcher = LAUNCHERS["process"]
+        self._launcher = LAUNCHERS[config.launcher]
         self._tunnels: dict[str, Tunnel] = {}
         self._watches: set[_Watch] = set()
         self._lock: int | None = None
@@ -65,8 +64,8 @@ class LocalDataServer:
         await asyncio.gather(*(self._adopt(path) for path in left))
 
     def configure(self, config: LocalConfig) -> None:
-        """Take other settings for the tunnels to come; directory, networks and ports stay as they are."""
-        fixed = {name: getattr(self._config, name) for name in ("directory", "lan", "wan", "ports")}
+        """Take other settings for the tunnels to come; directory, networks, ports and launcher stay as they are."""
+        fixed = {name: getattr(self._config, name) for name in ("directory", "lan", "wan", "ports", "launcher")}
         self._config = replace(config, **fixed)
 
     async def close(self) -> None:
@@ -98,10 +97,7 @@ class LocalDataServer:
         backend, found = self._choose(spec)
         interface, free = self._interface(spec.role), self.free_ports(spec.role)
         if spec.num_conn > free:
-            raise ResourceExhausted(
-                f"{spec.num_conn} listeners were asked for, and {free} ports of {self._config.ports} are free on "
-                f"{interface.bind}; release sessions, or widen the port range"
-            )
+            raise too_few(spec.num_conn, free, self._config.ports, interface)
         listeners = Listeners.bind(interface, self._config.ports, spec.num_conn)
         record = Record(spec, backend.name, listeners.ports, PrivateKey.generate())
         directory = self._config.directory / spec.id

@@ -53,10 +53,7 @@ class Listeners:
                 if (bound := _bind(interface, port)) is not None:
                     sockets.append(bound)
             if len(sockets) < count:
-                raise ResourceExhausted(
-                    f"{count} listeners were asked for, and {len(sockets)} ports of {ports} are free on "
-                    f"{interface.bind}; release sessions, or widen the port range"
-                )
+                raise too_few(count, len(sockets), ports, interface)
         except BaseException:
             for each in sockets:
                 each.close()
@@ -135,6 +132,14 @@ class Listeners:
         """Give the ports back. Closing twice is harmless."""
         for each in self.sockets:
             each.close()
+
+
+def too_few(asked: int, free: int, ports: PortRange, interface: Interface) -> ResourceExhausted:
+    """Say that there are not so many ports."""
+    return ResourceExhausted(
+        f"{asked} listeners were asked for, and {free} ports of {ports} are free on {interface.bind}; "
+        "release sessions, or widen the port range"
+    )
 
 
 def inherited(holder: int, count: int) -> list[socket.socket]:
