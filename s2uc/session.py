@@ -16,7 +16,7 @@ from typing import Any, Self
 from s2uc import life
 from s2uc.gateway import TIMEOUT_S, Gateway, GatewayClient
 from s2uc.life import together
-from s2uc.side import Report, Side, StepEvent, Terms, new_key, undone_on_failure
+from s2uc.side import Report, Side, StepEvent, Terms, new_key, new_uid, undone_on_failure
 from scistream.errors import InvalidArgument
 from scistream.machine import State
 from scistream.proto import scistream_pb2 as pb
@@ -175,7 +175,7 @@ async def request(
     """
     endpoints = parse_endpoints(map(str, prod_listeners))
     terms = Terms(
-        uid=Uid(uid) if uid else Terms().uid,
+        uid=Uid(uid) if uid else new_uid(),
         num_conn=num_conn,
         rate=Rate.parse(rate) if isinstance(rate, str) else rate,
         lease_s=lease_s,
