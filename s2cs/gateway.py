@@ -183,14 +183,7 @@ class Gateway:
         await self._settled(live)
         live.error = None
         self._apply(live, Update(admitted, proof))
-        await self._settled(live)
-        session = await live.until(lambda session: session.state is not State.STARTING)
-        if session.state is State.CLOSING or session.state.ended:
-            session = await live.until(lambda session: session.state.ended)
-            raise live.error or FailedPrecondition(f"session {uid} is {session.state}: {session.reason}")
-        if live.error is not None:
-            raise live.error
-        return session
+        return await self._taken_over(live)
 
     async def renew(self, caller: Caller | KeyHolder, uid: Uid, lease_s: int, trust_anchor: bytes) -> Session:
         """Make a session live longer, and trust the anchor of the credentials that will come with an update.
@@ -210,10 +203,7 @@ class Gateway:
         expires_at = self.clock.now() + (lease_s or self.settings.limits.default_lease)
         self._apply(live, Renew(expires_at, trust_anchor))
         live.warned = False
-        await self._settled(live)
-        if live.error is not None:
-            raise live.error
-        return live.session
+        return await self._taken_over(live)
 
     async def release(self, caller: Caller | KeyHolder, uid: Uid) -> Session:
         """REL: give everything back; returns when it is back.
@@ -319,6 +309,22 @@ class Gateway:
         """Wait until a running data server has taken over what was asked for, or refused it."""
         while live.session.state is State.ACTIVE and live.task is not None and not live.task.done():
             await asyncio.wait([live.task])
+
+    async def _taken_over(self, live: Live) -> Session:
+        """Wait until the data server has done what an update or a renewal asked for.
+
+        Raises:
+            FailedPrecondition: the session ended meanwhile.
+            ScistreamError: it was refused.
+        """
+        await self._settled(live)
+        session = await live.until(lambda session: session.state is not State.STARTING)
+        if session.state is State.CLOSING or session.state.ended:
+            session = await live.until(lambda session: session.state.ended)
+            raise live.error or FailedPrecondition(f"session {session.uid} is {session.state}: {session.reason}")
+        if live.error is not None:
+            raise live.error
+        return session
 
     def _act(self, live: Live, effect: Effect) -> None:
         live.task = asyncio.create_task(self._carry_out(live, effect, live.task))

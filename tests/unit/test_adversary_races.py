@@ -1,0 +1,245 @@
+"""Calls on one session that meet: each caller hears what became of its own, and nobody is told more than is true.
+
+The data server here is simulated, because a real one cannot be made to be slow or to refuse at will.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from s2cs.auth import Caller
+from s2cs.gateway import Gateway
+from s2cs.s2ds.contract import (
+    BackendInfo,
+    Bridge,
+    Change,
+    Reservation,
+    TunnelEvent,
+    TunnelSpec,
+    TunnelStatus,
+)
+from s2cs.settings import Settings
+from s2cs.store import SqliteStore
+from scistream.errors import DeadlineExceeded, FailedPrecondition, NotFound, ScistreamError, Unavailable
+from scistream.machine import Request, Session, State
+from scistream.vocabulary import Endpoint, Role, Uid
+from scistream.x509 import PrivateKey, SessionCA
+
+_ALICE = Caller("alice")
+_UID = Uid("scan-7")
+_GOOD, _OTHER, _BAD = "127.0.0.1:9001", "127.0.0.1:9002", "127.0.0.1:9666"
+
+
+class _DataServer:
+    """Does everything as soon as its gate is open, and refuses to lead to `_BAD`."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.tunnels: dict[str, tuple[Endpoint, ...]] = {}
+        self.news: asyncio.Queue[TunnelEvent] = asyncio.Queue()
+
+    async def reserve(self, spec: TunnelSpec) -> Reservation:
+        await self.gate.wait()
+        self.tunnels[spec.id] = ()
+        return Reservation("nginx", (Endpoint("127.0.0.1", 20000),), PrivateKey.generate().csr(spec.uid, spec.role))
+
+    async def start(self, id: str, bridge: Bridge) -> None:
+        await self.gate.wait()
+        self.tunnels[id] = bridge.targets
+
+    async def update(self, id: str, bridge: Bridge) -> None:
+        await self.gate.wait()
+        if str(bridge.targets[0]) == _BAD:
+            raise Unavailable("the proxy refuses")
+        self.tunnels[id] = bridge.targets
+
+    async def stop(self, id: str) -> None:
+        await asyncio.sleep(0)
+        self.tunnels.pop(id, None)
+
+    async def list(self) -> tuple[TunnelStatus, ...]:
+        return ()
+
+    async def watch(self) -> AsyncIterator[TunnelEvent]:
+        while True:
+            yield await self.news.get()
+
+    def backends(self) -> tuple[BackendInfo, ...]:
+        return ()
+
+    def free_ports(self, role: Role) -> int:
+        return 1
+
+    @property
+    def targets(self) -> list[str]:
+        """Where the only tunnel leads."""
+        ((target,),) = self.tunnels.values()
+        return [str(target)]
+
+
+class _Facility:
+    """A gateway on such a data server, and a user of it."""
+
+    def __init__(self, gateway: Gateway, server: _DataServer) -> None:
+        self.gateway, self.server = gateway, server
+        self.ca = SessionCA.create(_UID, datetime.now(UTC) + timedelta(hours=1))
+        self.csr = b""
+
+    async def request(self) -> Session:
+        session = await self.gateway.request(_ALICE, Request(_UID, Role.PROD, 1))
+        self.csr = session.csr
+        return session
+
+    async def update(self, target: str) -> Session:
+        leaf = self.ca.issue(self.csr, Role.PROD)
+        return await self.gateway.update(_ALICE, _UID, Role.PROD, [target], leaf.certificate.der, leaf.trust_anchor.der)
+
+    async def renew(self) -> Session:
+        anchor = SessionCA.create(_UID, datetime.now(UTC) + timedelta(hours=1)).certificate
+        return await self.gateway.renew(_ALICE, _UID, 3600, anchor.der)
+
+    async def open(self) -> None:
+        await self.request()
+        await self.gateway.hello(_ALICE, _UID, Role.PROD, [_GOOD])
+        assert (await self.update(_GOOD)).state is State.ACTIVE
+
+    async def session(self) -> Session:
+        ((session, _),) = await self.gateway.list(_ALICE, _UID)
+        return session
+
+
+@pytest.fixture
+async def facility(tmp_path: Path) -> AsyncIterator[_Facility]:
+    async with _running(tmp_path) as made:
+        yield made
+
+
+@asynccontextmanager
+async def _running(tmp_path: Path) -> AsyncIterator[_Facility]:
+    store, server = SqliteStore(tmp_path / "s2cs.db"), _DataServer()
+    policy = {"targets": ["127.0.0.0/8"]}
+    settings = Settings.model_validate({"policy": policy, "server": {"on_shutdown": "release"}})
+    gateway = Gateway(settings, store, server)
+    await gateway.open()
+    try:
+        yield _Facility(gateway, server)
+    finally:
+        server.gate.set()
+        await gateway.close()
+        store.close()
+    assert server.tunnels == {}
+
+
+async def _turns(count: int = 20) -> None:
+    """Let everybody go as far as they get."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("targets", [(_BAD, _OTHER), (_OTHER, _BAD), (_BAD, _BAD), (_OTHER, _GOOD, _BAD, _OTHER)])
+async def test_updates_at_once_of_which_some_fail(facility: _Facility, targets: tuple[str, ...]) -> None:
+    await facility.open()
+    facility.server.gate.clear()
+    updates = [asyncio.create_task(facility.update(target)) for target in targets]
+    await _turns()
+    facility.server.gate.set()
+    outcomes = await asyncio.gather(*updates, return_exceptions=True)
+    assert [isinstance(outcome, Unavailable) for outcome in outcomes] == [target == _BAD for target in targets]
+    last = [_GOOD, *(target for target in targets if target != _BAD)][-1]
+    assert facility.server.targets == [str(x) for x in (await facility.session()).targets] == [last]
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+async def test_a_caller_that_goes_takes_no_other_down(facility: _Facility, gone: int) -> None:
+    await facility.open()
+    facility.server.gate.clear()
+    updates = [asyncio.create_task(facility.update(target)) for target in (_BAD, _OTHER)]
+    await _turns()
+    updates[gone].cancel()
+    await _turns()
+    facility.server.gate.set()
+    first, second = await asyncio.gather(*updates, return_exceptions=True)
+    assert isinstance((first, second)[gone], asyncio.CancelledError)
+    assert isinstance(first, Unavailable) if gone else isinstance(second, Session)
+
+
+@pytest.mark.parametrize("call", ["update", "renew"])
+async def test_a_release_overtakes(facility: _Facility, call: str) -> None:
+    """What is no longer there is not said to be renewed or led elsewhere."""
+    await facility.open()
+    facility.server.gate.clear()
+    under_way = asyncio.create_task(facility.renew() if call == "renew" else facility.update(_OTHER))
+    await _turns()
+    released = await facility.gateway.release(_ALICE, _UID)
+    assert released.state is State.RELEASED
+    with pytest.raises(FailedPrecondition, match="released by its user"):
+        await under_way
+    assert facility.server.tunnels == {}
+
+
+async def test_a_release_overtakes_the_start(facility: _Facility) -> None:
+    await facility.request()
+    await facility.gateway.hello(_ALICE, _UID, Role.PROD, [_GOOD])
+    facility.server.gate.clear()
+    starting = asyncio.create_task(facility.update(_GOOD))
+    await _turns()
+    await facility.gateway.release(_ALICE, _UID)
+    with pytest.raises(FailedPrecondition, match="released by its user"):
+        await starting
+
+
+async def test_a_release_overtakes_the_reservation(facility: _Facility) -> None:
+    facility.server.gate.clear()
+    asking = [asyncio.create_task(facility.request()) for _ in range(3)]
+    await _turns()
+    await facility.gateway.release(_ALICE, _UID)
+    for outcome in await asyncio.gather(*asking, return_exceptions=True):
+        assert isinstance(outcome, FailedPrecondition)
+        assert "released by its user" in str(outcome)
+    facility.server.gate.set()
+    assert (await facility.request()).state is State.RESERVED  # the uid is free
+
+
+@pytest.mark.parametrize("target", [_OTHER, _BAD])
+async def test_an_update_while_the_proxy_dies_is_answered_when_it_is_done(facility: _Facility, target: str) -> None:
+    await facility.open()
+    facility.server.gate.clear()
+    under_way = asyncio.create_task(facility.update(target))
+    await _turns()
+    ((session, _),) = await facility.gateway.list(_ALICE)
+    facility.server.news.put_nowait(TunnelEvent(session.id, Change.EXITED, "it died"))
+    await _turns()
+    assert (await facility.session()).state is State.RECOVERING
+    assert not under_way.done()
+    facility.server.gate.set()
+    outcome = (await asyncio.gather(under_way, return_exceptions=True))[0]
+    assert isinstance(outcome, Unavailable if target == _BAD else Session)
+    assert [str(x) for x in (await facility.session()).targets] == facility.server.targets
+
+
+async def test_everything_at_once_is_answered(facility: _Facility) -> None:
+    """Whatever meets whatever: each call returns or is refused, and in the end nothing is left."""
+    for _ in range(20):
+        await facility.open()
+        facility.server.gate.clear()
+        calls = [facility.update(_OTHER), facility.renew(), facility.update(_BAD), facility.request(), facility.renew()]
+        tasks = [asyncio.create_task(call) for call in calls]
+        await _turns(3)
+        tasks.append(asyncio.create_task(facility.gateway.release(_ALICE, _UID)))
+        facility.server.gate.set()
+        async with asyncio.timeout(10):
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        for outcome in outcomes:
+            assert isinstance(outcome, (Session, FailedPrecondition, Unavailable, NotFound, DeadlineExceeded)), outcome
+        try:
+            await facility.gateway.release(_ALICE, _UID)
+        except ScistreamError as error:
+            assert isinstance(error, NotFound)
+        assert facility.server.tunnels == {}
