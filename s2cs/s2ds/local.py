@@ -20,8 +20,9 @@ from s2cs.s2ds.contract import BackendInfo, Bridge, Reservation, TunnelEvent, Tu
 from s2cs.s2ds.files import room
 from s2cs.s2ds.launchers import LAUNCHERS
 from s2cs.s2ds.ports import Listeners, too_few
+from s2cs.s2ds.proxy import handles
 from s2cs.s2ds.record import Record
-from s2cs.s2ds.tunnel import Tunnel, handles
+from s2cs.s2ds.tunnel import Tunnel
 from scistream.errors import (
     AlreadyExists,
     FailedPrecondition,

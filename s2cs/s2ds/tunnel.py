@@ -3,60 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from signal import Signals
 
 from s2cs.s2ds import procfs
-from s2cs.s2ds.backends.base import Backend, Found, Leg, Plan, Reload, View
+from s2cs.s2ds.backends.base import Backend, Found, Plan, Reload
 from s2cs.s2ds.config import LocalConfig
 from s2cs.s2ds.contract import Bridge, Change, TunnelEvent, TunnelState, TunnelStatus
-from s2cs.s2ds.files import room, write
+from s2cs.s2ds.generations import Generations
 from s2cs.s2ds.launchers.base import Job, Launcher, Running
 from s2cs.s2ds.logs import Negotiated, SessionLog, last_words
 from s2cs.s2ds.ports import Listeners
+from s2cs.s2ds.proxy import Proxy, clear, handles, log_of, until_released, until_serving
 from s2cs.s2ds.record import Record
-from s2cs.s2ds.render import Word
-from scistream.errors import FailedPrecondition, InvalidArgument, Unavailable
-from scistream.x509 import peer_name
-
-_NEXT = "next"  # a configuration that is being judged
-_POLL_S = 0.001, 0.02  # between looks at a starting proxy: first, and most
-
-
-@dataclass(frozen=True, slots=True)
-class _Proxy:
-    """A process of the tunnel with the files that are its own.
-
-    Each writes a log of its own: HAProxy clears O_APPEND, so two in one file would write over each other.
-    """
-
-    process: Running
-    log: SessionLog
-    handle: Path
-
-    def forget(self) -> None:
-        """Remove its files when it has ended."""
-        self.clear(self.log, self.handle)
-
-    @staticmethod
-    def clear(log: SessionLog, handle: Path) -> None:
-        """Remove the files of a process."""
-        log.path.unlink(missing_ok=True)
-        handle.unlink(missing_ok=True)
-
-
-def handles(directory: Path) -> list[tuple[int, Path]]:
-    """Find the handle files of a tunnel's proxies, the oldest first."""
-    found = ((path.stem.removeprefix("proxy-"), path) for path in directory.glob("proxy-*.handle"))
-    return sorted((int(number), path) for number, path in found if number.isdigit())
+from scistream.errors import FailedPrecondition, InvalidArgument, ScistreamError, Unavailable
 
 
 class Tunnel:
@@ -85,11 +51,10 @@ class Tunnel:
         self._reason = ""
         self._restarts = 0
         self._deaths: deque[float] = deque()
-        self._proxy: _Proxy | None = None
-        self._draining: list[_Proxy] = []
+        self._proxy: Proxy | None = None
+        self._draining: list[Proxy] = []
         self._negotiated = Negotiated()
-        self._written = 0  # generations of files so far
-        self._in_force = 0  # the one that the proxy has
+        self._files = Generations(self._directory, backend.config)
         self._launched = 0
         self._lock = asyncio.Lock()  # one change of the process at a time
         self._work: set[asyncio.Task[None]] = set()  # all that stop() has to interrupt
@@ -115,7 +80,7 @@ class Tunnel:
         )
 
     @property
-    def _proxies(self) -> list[_Proxy]:
+    def _proxies(self) -> list[Proxy]:
         return [*([self._proxy] if self._proxy else []), *self._draining]
 
     @property
@@ -125,20 +90,13 @@ class Tunnel:
 
     async def adopt(self) -> None:
         """Take up what an earlier server left: keep the proxy that lives, start it again if it died."""
-        generations = sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdigit())
-        config = self._directory / self.backend.config
-        self._written = max(generations, default=0)
+        self._files = Generations.regain(self._directory, self.backend.config)
         self._launched = max((number for number, _ in handles(self._directory)), default=0)
-        for generation in generations:
-            if config.exists() and config.samefile(self._directory / str(generation) / self.backend.config):
-                self._in_force = generation
-            else:
-                shutil.rmtree(self._directory / str(generation), ignore_errors=True)
         for handle in list(self._directory.glob("check-*.handle")):
             if (check := self._launcher.adopt(handle)) is not None:
                 await check.stop(Signals.SIGKILL, 0)
-            _Proxy.clear(SessionLog(handle.with_suffix(".log"), self.backend.session_line), handle)
-        if not self._in_force:
+            clear(handle)
+        if not self._files.in_force:
             return  # it was reserved, and not started
         for proxy in self._left():
             if self._proxy is not None:
@@ -160,25 +118,25 @@ class Tunnel:
             proxy.process.let_go()
         self.listeners.close()
 
-    def _left(self) -> Iterator[_Proxy]:
+    def _left(self) -> Iterator[Proxy]:
         """Find the proxies that live, oldest first, and clear away after those that do not."""
         for _, handle in handles(self._directory):
             process = self._launcher.adopt(handle)
-            log = SessionLog(handle.with_suffix(".log"), self.backend.session_line)
             if process is not None:
-                yield _Proxy(process, log, handle)
+                yield self._proxy_of(process, handle)
             else:
-                _Proxy.clear(log, handle)
+                clear(handle)
 
     async def _restart(self, reason: str) -> None:
         async with self._lock:
             await self._recover(reason)
 
-    def _begin(self, work: Coroutine[None, None, None]) -> None:
+    def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Run something that `stop` interrupts."""
         task = asyncio.create_task(work)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
+        return task
 
     async def start(self, bridge: Bridge) -> None:
         """Open the way, once."""
@@ -210,13 +168,10 @@ class Tunnel:
         spec = self.spec
         bridge.credentials.check(spec.uid, spec.role, self.key.key.public_key(), datetime.now(UTC))
 
-    async def _interruptible(self, work: Awaitable[None]) -> None:
+    async def _interruptible(self, work: Coroutine[None, None, None]) -> None:
         """Do what `stop` may interrupt; whoever waits then hears of it."""
-        task = asyncio.ensure_future(work)
-        self._work.add(task)
-        task.add_done_callback(self._work.discard)
         try:
-            await task
+            await self._begin(work)
         except asyncio.CancelledError:
             waiting = asyncio.current_task()
             if self._stopping is None or (waiting is not None and waiting.cancelling()):
@@ -226,7 +181,7 @@ class Tunnel:
     async def _start(self, bridge: Bridge) -> None:
         try:
             async with self._lock:
-                self._switch(self._write(bridge))
+                self._files.switch(self._write(bridge))
                 self._proxy = await self._launch()
         except BaseException as error:
             self._state = TunnelState.FATAL
@@ -238,24 +193,25 @@ class Tunnel:
         async with self._lock:
             if (proxy := self._proxy) is None or (process := proxy.process).ended:
                 raise FailedPrecondition(f"tunnel {self.spec.id} is being restarted; update it again in a moment")
-            old, new = self._in_force, self._write(bridge)
+            files, inodes, timeout_s = self._files, self.listeners.inodes, self._config.start_timeout_s
+            old, new = files.in_force, self._write(bridge)
             try:
                 await self._check_files(new)
-                self._switch(new)
+                files.switch(new)
                 if self.backend.reload is Reload.SIGNAL:
                     before, offset = procfs.children(process.pid), proxy.log.size()
                     process.signal(Signals.SIGHUP)
-                    await self._until_serving(process, proxy.log, offset, before)
+                    await until_serving(proxy, self.backend, inodes, timeout_s, offset, before)
                 else:
                     self._proxy = await self._launch()
                     self._draining.append(proxy)
                     process.signal(self.backend.drain)
-                    await self._until_released(process)
+                    await until_released(proxy, self.listeners.inodes, timeout_s)
             except BaseException:
-                self._switch(old)
-                shutil.rmtree(self._directory / str(new))
+                files.switch(old)
+                files.discard(new)
                 raise
-            shutil.rmtree(self._directory / str(old))
+            files.discard(old)
 
     async def _end(self) -> None:
         self._state = TunnelState.STOPPING
@@ -267,14 +223,14 @@ class Tunnel:
         self.listeners.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    async def _launch(self) -> _Proxy:
+    async def _launch(self) -> Proxy:
         """Start the proxy on the sockets, with the files in force; return when it serves, or leave nothing."""
         self.listeners.listen()
         self._launched += 1
-        command = self.backend.command(self._found.program, self._directory / self.backend.config)
+        command = self.backend.command(self._found.program, self._files.config)
         proxy = self._run(command, f"proxy-{self._launched}")
         try:
-            await self._until_serving(proxy.process, proxy.log)
+            await until_serving(proxy, self.backend, self.listeners.inodes, self._config.start_timeout_s)
         except BaseException:
             await _finished(proxy.process.stop(Signals.SIGKILL, 0))
             proxy.forget()
@@ -282,46 +238,18 @@ class Tunnel:
         self._begin(self._watch(proxy))
         return proxy
 
-    def _run(self, command: tuple[str, ...], name: str) -> _Proxy:
-        sockets, log, handle = self.listeners.sockets, Path(f"{name}.log"), Path(f"{name}.handle")
-        job = Job(command, self._directory, sockets, self.backend.environment(len(sockets)), log, handle)
-        process = self._launcher.launch(job)
-        return _Proxy(process, SessionLog(self._directory / log, self.backend.session_line), self._directory / handle)
+    def _run(self, command: tuple[str, ...], name: str) -> Proxy:
+        sockets, handle = self.listeners.sockets, Path(f"{name}.handle")
+        environment = self.backend.environment(len(sockets))
+        process = self._launcher.launch(Job(command, self._directory, sockets, environment, log_of(handle), handle))
+        return self._proxy_of(process, self._directory / handle)
 
-    async def _until_serving(
-        self, process: Running, log: SessionLog, offset: int = 0, before: frozenset[int] | None = None
-    ) -> None:
-        """Wait until the proxy serves all listeners.
-
-        Raises:
-            Unavailable: it died, refused its new configuration, or took too long.
-        """
-        deadline = time.monotonic() + self._config.start_timeout_s
-        pause, longest = _POLL_S
-        fault = f"did not serve within {self._config.start_timeout_s:g} s"
-        while time.monotonic() < deadline:
-            if process.ended:
-                fault = process.ended
-                break
-            said = log.since(offset) if before is not None else ""
-            if before is not None and self.backend.refusal.search(said):
-                fault = "refused its new configuration"
-                break
-            if self.backend.serves(View(process.pid, self._directory, self.listeners.inodes, before, said)):
-                return
-            await process.wait(pause)
-            pause = min(pause * 1.2, longest)
-        raise Unavailable(f"{self.backend.name} {fault}{last_words(log.since(offset))}")
-
-    async def _until_released(self, process: Running) -> None:
-        """Wait until a proxy that drains has closed the listeners: before, it may take a connection yet."""
-        deadline = time.monotonic() + self._config.start_timeout_s
-        while self.listeners.inodes & procfs.sockets(process.pid) and time.monotonic() < deadline:
-            await process.wait(_POLL_S[0])
+    def _proxy_of(self, process: Running, handle: Path) -> Proxy:
+        return Proxy(process, SessionLog(log_of(handle), self.backend.session_line), handle)
 
     async def _check_files(self, generation: int) -> None:
         """Let the proxy itself judge new files, where it has a way to."""
-        command = self.backend.check_command(self._found.program, self._stage(generation))
+        command = self.backend.check_command(self._found.program, self._files.stage(generation))
         if command is None:
             return
         check = self._run(command, f"check-{generation}")
@@ -333,7 +261,7 @@ class Tunnel:
             await _finished(check.process.stop(Signals.SIGKILL, 0))
             check.forget()
 
-    async def _watch(self, proxy: _Proxy) -> None:
+    async def _watch(self, proxy: Proxy) -> None:
         """Wait for a proxy's end, and mend it unless it was drained."""
         await proxy.process.wait()
         await proxy.process.stop(Signals.SIGKILL, 0)  # the last of its group have let go of the sockets then
@@ -363,7 +291,7 @@ class Tunnel:
             self._restarts += 1
             try:
                 self._proxy = await self._launch()
-            except Unavailable as error:
+            except ScistreamError as error:
                 reason = str(error)
                 continue
             self._state = TunnelState.RUNNING
@@ -374,45 +302,11 @@ class Tunnel:
         self._report(TunnelEvent(self.spec.id, Change.FATAL, self._reason))
 
     def _write(self, bridge: Bridge) -> int:
-        """Write a generation of files beside the one in force, in a directory of its own."""
-        self._written += 1
-        directory = self._directory / str(self._written)
-        credentials = bridge.credentials
-        config = self.backend.configuration(self._plan(bridge), self._found)
-        with room(directory):
-            directory.mkdir(mode=0o700)
-            write(directory / self.backend.config, config.encode())
-            write(directory / "leaf.pem", credentials.certificate.pem + self.key.pem)
-            write(directory / "ca.pem", credentials.trusted_pem)
-        return self._written
-
-    def _stage(self, generation: int) -> Path:
-        """Put a generation's configuration where the proxy finds the files that it names."""
-        staged = self._directory / _NEXT
-        staged.unlink(missing_ok=True)
-        staged.hardlink_to(self._directory / str(generation) / self.backend.config)
-        return staged
-
-    def _switch(self, generation: int) -> None:
-        """Put a generation in force, at once and whole."""
-        self._stage(generation).replace(self._directory / self.backend.config)
-        self._in_force = generation
-
-    def _plan(self, bridge: Bridge) -> Plan:
-        spec, config, targets = self.spec, self._config, bridge.targets
-        return Plan(
-            uid=spec.uid,
-            role=spec.role,
-            legs=tuple(Leg(3 + i, listen, targets[i % len(targets)]) for i, listen in enumerate(self.listeners.bound)),
-            peer=Word(peer_name(spec.uid, spec.role.peer)),
-            suites=Word(":".join(config.suites)),
-            buffer_bytes=config.buffer_bytes,
-            rate=-(-spec.rate.bytes_per_s // spec.num_conn),
-            workers=min(spec.num_conn, len(os.sched_getaffinity(0))),
-            streams=100 + 4 * spec.num_conn,
-            directory=self._directory,
-            generation=self._written,
-        )
+        """Write a generation of files beside the one in force."""
+        files, credentials = self._files, bridge.credentials
+        plan = Plan.of(self.spec, bridge, self.listeners.bound, self._config, files.next)
+        leaf = credentials.certificate.pem + self.key.pem
+        return files.write(self.backend.configuration(plan, self._found), leaf, credentials.trusted_pem)
 
 
 async def _finished(work: Awaitable[None]) -> None:

@@ -13,11 +13,13 @@ from enum import Enum
 from functools import lru_cache
 from pathlib import Path
 from signal import Signals
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from s2cs.s2ds.contract import Capability
+from s2cs.s2ds.config import LocalConfig
+from s2cs.s2ds.contract import Bridge, Capability, TunnelSpec
 from s2cs.s2ds.render import Word, render
 from scistream.vocabulary import Endpoint, Role, Uid, shown
+from scistream.x509 import peer_name
 
 _SEARCH_PATH = os.pathsep.join(
     [os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin"]
@@ -68,6 +70,26 @@ class Plan:
     generation: int  # the subdirectory with this configuration's key and certificates
     idle_s: int = IDLE_S
     handshake_s: int = HANDSHAKE_S
+
+    @classmethod
+    def of(
+        cls, spec: TunnelSpec, bridge: Bridge, listeners: tuple[Endpoint, ...], config: LocalConfig, generation: int
+    ) -> Self:
+        """Say what carries a tunnel: listener i is inherited as descriptor 3 + i, and leads to target i."""
+        targets = bridge.targets
+        return cls(
+            uid=spec.uid,
+            role=spec.role,
+            legs=tuple(Leg(3 + i, listen, targets[i % len(targets)]) for i, listen in enumerate(listeners)),
+            peer=Word(peer_name(spec.uid, spec.role.peer)),
+            suites=Word(":".join(config.suites)),
+            buffer_bytes=config.buffer_bytes,
+            rate=-(-spec.rate.bytes_per_s // spec.num_conn),  # rounded up, so that a limit never becomes none
+            workers=min(spec.num_conn, len(os.sched_getaffinity(0))),
+            streams=100 + 4 * spec.num_conn,
+            directory=config.directory / spec.id,
+            generation=generation,
+        )
 
     @property
     def accepts_tls(self) -> bool:

@@ -1,0 +1,81 @@
+"""The generations of a tunnel's files: each new configuration beside the one in force, with its own credentials.
+
+The proxy is told of one path. What is there is a link to the configuration of the generation in force, which
+names that generation's files: so all of them change at once, or none does.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Self
+
+from s2cs.s2ds.files import room, write
+
+_NEXT = "next"  # a configuration that is being judged
+_LEAF, _ANCHORS = "leaf.pem", "ca.pem"  # as the templates name them
+
+
+class Generations:
+    """Files of a tunnel, in numbered directories."""
+
+    def __init__(self, directory: Path, config: str) -> None:
+        """Keep generations in a directory, whose configuration has that file name."""
+        self.config = directory / config
+        self.in_force = 0  # the one that the proxy has; 0 is none
+        self._directory = directory
+        self._written = 0
+
+    @classmethod
+    def regain(cls, directory: Path, config: str) -> Self:
+        """Find what an earlier server wrote, and clear away what it did not put in force."""
+        found = cls(directory, config)
+        numbers = sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+        found._written = max(numbers, default=0)
+        for number in numbers:
+            if found.config.exists() and found.config.samefile(directory / str(number) / config):
+                found.in_force = number
+            else:
+                found.discard(number)
+        return found
+
+    @property
+    def next(self) -> int:
+        """The number of the one that will be written next."""
+        return self._written + 1
+
+    def write(self, config: str, leaf: bytes, anchors: bytes) -> int:
+        """Write a generation beside the one in force; give its number.
+
+        Raises:
+            ResourceExhausted: there is no room.
+        """
+        self._written += 1
+        directory = self._directory / str(self._written)
+        try:
+            with room(directory):
+                directory.mkdir(mode=0o700)
+                write(directory / self.config.name, config.encode())
+                write(directory / _LEAF, leaf)
+                write(directory / _ANCHORS, anchors)
+        except BaseException:
+            self.discard(self._written)
+            raise
+        return self._written
+
+    def stage(self, number: int) -> Path:
+        """Put a generation's configuration where the proxy finds the files that it names."""
+        staged = self._directory / _NEXT
+        with room(staged):
+            staged.unlink(missing_ok=True)
+            staged.hardlink_to(self._directory / str(number) / self.config.name)
+        return staged
+
+    def switch(self, number: int) -> None:
+        """Put a generation in force, at once and whole."""
+        self.stage(number).replace(self.config)
+        self.in_force = number
+
+    def discard(self, number: int) -> None:
+        """Remove a generation."""
+        shutil.rmtree(self._directory / str(number), ignore_errors=True)
