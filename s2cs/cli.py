@@ -47,7 +47,7 @@ def cli() -> None:
     """Control server of a SciStream gateway: opens and closes ways between two facilities."""
 
 
-@cli.command(context_settings=_CONTEXT)
+@cli.command(context_settings=_CONTEXT, short_help="Write settings, development certificates and a first user.")
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--name", default="", help="This gateway's name [default: the host's].")
 @click.option("--host", "hosts", multiple=True, metavar="HOST", help="A name or address for the certificate; repeat.")
@@ -80,7 +80,11 @@ def init(
     click.echo(f"Start it:    s2cs serve --config {directory / 's2cs.toml'}")
 
 
-@cli.command(context_settings=_CONTEXT)
+@cli.command(
+    context_settings=_CONTEXT,
+    short_help="Look for everything that would keep the gateway from working.",
+    epilog="Example: s2cs check --config gateway/s2cs.toml",
+)
 @_config_option
 def check(file: Path | None) -> None:
     """Look for everything that would keep the gateway from working; exit 0 or 1."""
@@ -95,7 +99,11 @@ def check(file: Path | None) -> None:
     sys.exit(1 if faults else 0)
 
 
-@cli.command(context_settings=_CONTEXT)
+@cli.command(
+    context_settings=_CONTEXT,
+    short_help="Run the gateway until SIGTERM.",
+    epilog="Example: s2cs serve --config gateway/s2cs.toml",
+)
 @_config_option
 @click.option("--verbose", "-v", is_flag=True, help="Log more.")
 def serve(file: Path | None, verbose: bool) -> None:
@@ -110,7 +118,11 @@ def serve(file: Path | None, verbose: bool) -> None:
     asyncio.run(run(file))
 
 
-@cli.command(context_settings=_CONTEXT)
+@cli.command(
+    context_settings=_CONTEXT,
+    short_help="Make the running gateway read settings and certificate again.",
+    epilog="Example: s2cs reload --config gateway/s2cs.toml",
+)
 @_config_option
 def reload(file: Path | None) -> None:
     """Make the running gateway read its settings and certificate again.
@@ -140,7 +152,7 @@ def reload(file: Path | None) -> None:
         click.echo(f"these wait for a restart: {', '.join(outcome['restart'])}", err=True)
 
 
-@cli.command(context_settings=_CONTEXT)
+@cli.command(context_settings=_CONTEXT, epilog="Example: s2cs drain --config gateway/s2cs.toml")
 @_config_option
 @click.option("--off", is_flag=True, help="Take new sessions again.")
 def drain(file: Path | None, off: bool) -> None:
@@ -154,7 +166,7 @@ def drain(file: Path | None, off: bool) -> None:
     click.echo(f"{what}; {left} {'is' if left == 1 else 'are'} there now", err=True)
 
 
-@cli.group(context_settings=_CONTEXT)
+@cli.group(context_settings=_CONTEXT, epilog="Example: s2cs user add alice --token-file alice.token")
 def user() -> None:
     """Users and their tokens."""
 
@@ -176,11 +188,16 @@ def _store(settings: Settings) -> Iterator[Store]:
 @user.command(context_settings=_CONTEXT)
 @click.argument("name")
 @click.option("--admin", is_flag=True, help="May see and release everybody's sessions.")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the token into this new file, mode 0600 [default: print it].",
+)
 @_config_option
-def add(name: str, admin: bool, file: Path | None) -> None:
+def add(name: str, admin: bool, token_file: Path | None, file: Path | None) -> None:
     """Add a user and print the new token, which is shown only this once.
 
-    Example: s2cs user add alice > alice.token
+    Example: s2cs user add alice --token-file alice.token
     """
     from s2cs.auth import check_user_name, digest, new_token  # noqa: PLC0415
 
@@ -188,14 +205,18 @@ def add(name: str, admin: bool, file: Path | None) -> None:
     with _store(_load(file)) as store:
         store.add_user(check_user_name(name), admin, digest(token))
         try:
-            click.echo(token)
+            if token_file:
+                with open(os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:  # noqa: PTH123
+                    out.write(f"{token}\n")
+            else:
+                click.echo(token)
         except OSError:
             store.remove_user(name)  # with a token that nobody has
             raise
     click.echo(f"added {'admin' if admin else 'user'} {name}; the token is not kept, so hand it over now", err=True)
 
 
-@user.command("list", context_settings=_CONTEXT)
+@user.command("list", context_settings=_CONTEXT, epilog="Example: s2cs user list --config gateway/s2cs.toml")
 @_config_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON array on stdout.")
 def list_users(file: Path | None, as_json: bool) -> None:
@@ -209,7 +230,7 @@ def list_users(file: Path | None, as_json: bool) -> None:
         click.echo(f"{found.name:24} {'admin' if found.admin else 'user':8} since {_utc(found.created_at)}")
 
 
-@user.command(context_settings=_CONTEXT)
+@user.command(context_settings=_CONTEXT, epilog="Example: s2cs user remove alice")
 @click.argument("name")
 @_config_option
 def remove(name: str, file: Path | None) -> None:
@@ -219,7 +240,7 @@ def remove(name: str, file: Path | None) -> None:
     click.echo(f"removed user {name}", err=True)
 
 
-@cli.command(context_settings=_CONTEXT)
+@cli.command(context_settings=_CONTEXT, epilog="Example: s2cs sessions --all")
 @_config_option
 @click.option("--all", "everything", is_flag=True, help="Ended sessions, too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON array on stdout.")

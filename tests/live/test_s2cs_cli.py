@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -193,11 +194,27 @@ def test_a_removed_user_is_refused_and_sessions_are_shown(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "command", ["", "init", "check", "serve", "user", "user add", "user list", "sessions", "reload", "drain"]
+    "command",
+    ["", "init", "check", "serve", "user", "user add", "user list", "user remove", "sessions", "reload", "drain"],
 )
 def test_help(command: str) -> None:
     out = s2cs(*command.split(), "--help").stdout
     assert out.startswith("Usage: ")
+    assert re.search(rf"(Example|Try it): s2cs {command}", out)
+    assert "..." not in out.replace("[ARGS]...", "")
+
+
+def test_a_token_file_is_its_owners_alone_and_never_written_over(tmp_path: Path) -> None:
+    config, file = str(tmp_path / "g/s2cs.toml"), tmp_path / "alice.token"
+    s2cs("init", str(tmp_path / "g"))
+    add = ("user", "add", "alice", "--config", config, "--token-file", str(file))
+    assert s2cs(*add).stdout == ""
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert len(token := file.read_text()) > 40
+    s2cs("user", "remove", "alice", "--config", config)
+    assert "File exists" in s2cs(*add, exit_status=1).stderr
+    assert file.read_text() == token
+    assert "alice" not in s2cs("user", "list", "--config", config).stdout
 
 
 class TestReload:
