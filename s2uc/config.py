@@ -9,12 +9,13 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s2uc.files import read_secret_json, write_secret
+from s2uc.files import read_secret_json, remove, write_secret
 from scistream.errors import FailedPrecondition, InvalidArgument, NotFound
 from scistream.vocabulary import Endpoint, Role, Uid, shown
 
@@ -105,7 +106,7 @@ class UserConfig:
     def forget_gateway(self, name: str) -> None:
         """Remove a gateway and its token."""
         self.gateway(name)
-        self._path("gateways", name).unlink(missing_ok=True)
+        remove(self._path("gateways", name))
 
     def set_token(self, name: str, token: str) -> KnownGateway:
         """Keep a gateway's token; empty forgets it."""
@@ -143,6 +144,10 @@ class UserConfig:
             raise NotFound(f"session {uid} is not in {self.directory}; name its gateway, or use another --config")
         return found
 
+    def session_uids(self) -> list[str]:
+        """Name the sessions on file."""
+        return [path.stem for path in self._files("sessions")]
+
     def save_session(self, record: SessionRecord) -> None:
         """Keep a session; those that have expired are cleared away."""
         self._prune()
@@ -156,7 +161,8 @@ class UserConfig:
 
     def forget_session(self, uid: Uid) -> None:
         """Remove what is kept of a session."""
-        self._path("sessions", uid).unlink(missing_ok=True)
+        with suppress(FailedPrecondition):  # then it stays until it can be cleared away
+            remove(self._path("sessions", uid))
 
     def _prune(self) -> None:
         now = datetime.now(UTC)
@@ -166,7 +172,7 @@ class UserConfig:
             except InvalidArgument:
                 continue
             if record and record.expires_at and record.expires_at < now:
-                path.unlink(missing_ok=True)
+                self.forget_session(record.uid)
 
     def _read_gateway(self, path: Path) -> KnownGateway:
         content = read_secret_json(path, _GATEWAY_FILE)

@@ -33,14 +33,35 @@ async def status(uid: Uid, gateways: Sequence[Gateway], timeout: float = TIMEOUT
     Raises:
         NotFound: no gateway knows it.
     """
+    found: list[pb.SessionInfo | None] = []
+    for answer in await survey(uid, gateways, timeout):
+        if isinstance(answer, ScistreamError):
+            raise answer
+        found.append(answer)
+    return found
 
-    async def ask(gateway: Gateway) -> pb.SessionInfo | None:
-        async with GatewayClient(gateway, timeout) as client:
-            return await _look(client, uid)
+
+async def survey(
+    uid: Uid, gateways: Sequence[Gateway], timeout: float = TIMEOUT_S
+) -> list[pb.SessionInfo | ScistreamError | None]:
+    """Do the same, with the error in the place of an answer, where another gateway knows the session.
+
+    Raises:
+        NotFound: no gateway knows it.
+        ScistreamError: a gateway did not answer, and no other knows it.
+    """
+
+    async def ask(gateway: Gateway) -> pb.SessionInfo | ScistreamError | None:
+        try:
+            async with GatewayClient(gateway, timeout) as client:
+                return await _look(client, uid)
+        except ScistreamError as error:
+            return error
 
     answers = await together(*(ask(gateway) for gateway in gateways))
-    if not any(answers):
-        raise _unknown(uid, gateways)
+    errors = [answer for answer in answers if isinstance(answer, ScistreamError)]
+    if not any(isinstance(answer, pb.SessionInfo) for answer in answers):
+        raise errors[0] if errors else _unknown(uid, gateways)
     return answers
 
 
@@ -76,7 +97,10 @@ async def release(uid: Uid, gateways: Sequence[Gateway], timeout: float = TIMEOU
             return True
 
     answers = await asyncio.gather(*(give_back(gateway) for gateway in gateways), return_exceptions=True)
+    done = " and ".join(gateway.name for gateway, answer in zip(gateways, answers, strict=True) if answer is True)
     for answer in answers:
+        if isinstance(answer, ScistreamError) and done:
+            raise type(answer)(f"{answer}; session {uid} is released at {done} alone, so release it again later")
         if isinstance(answer, BaseException):
             raise answer
     if not any(answers):

@@ -7,8 +7,10 @@ from pathlib import Path
 import click
 
 from s2uc.commands.common import ENDPOINT, FILE, Group, Settings, pass_settings, perform, read_ca, read_token
+from s2uc.commands.completion import gateways
 from s2uc.commands.tokens import describe
 from s2uc.config import KnownGateway
+from scistream.errors import Unauthenticated
 from scistream.vocabulary import Endpoint
 
 
@@ -33,14 +35,23 @@ def gateway_command() -> None:
 def add(
     settings: Settings, name: str, address: Endpoint, ca: Path | None, token_file: Path | None, no_check: bool
 ) -> None:
-    """Make a gateway known, or change what is known of it. It is asked first whether all fits."""
+    """Make a gateway known, or change what is known of it. It is asked first whether all fits.
+
+    Without --token-file, s2uc login adds your token later.
+    """
     gateway = KnownGateway(name, address, read_ca(ca), read_token(token_file))
     gateway.live()
     found = {}
     if not no_check:
-        found = perform(describe(gateway, settings.call_timeout()))
+        try:
+            found = perform(describe(gateway, settings.call_timeout()))
+        except Unauthenticated:  # it is the right gateway; without a token it says no more
+            if gateway.token:
+                raise
     settings.config.save_gateway(gateway)
     who = f"; you are {found['user']} there" if found else ""
+    if not gateway.token:
+        settings.say(f"your token there is not known yet; run: s2uc login {name}")
     settings.emit({"gateway": name, "address": str(address), **found}, f"gateway {name} at {address} is known now{who}")
 
 
@@ -57,7 +68,7 @@ def list_gateways(settings: Settings) -> None:
 
 
 @gateway_command.command("remove", example="s2uc gateway remove aps")
-@click.argument("name")
+@click.argument("name", shell_complete=gateways)
 @pass_settings
 def remove(settings: Settings, name: str) -> None:
     """Forget a gateway and your token there."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from s2uc.commands.common import DURATION, UID, Command, Settings, chosen, pass_settings, perform, put, remark
+from s2uc.commands.completion import gateways, uids
 from scistream.errors import NotFound, ScistreamError, Unavailable
 from scistream.vocabulary import Role, Uid
 
@@ -61,7 +62,9 @@ def _line(gateway: str, info: SessionInfo) -> str:
 
 
 @click.command("list", cls=Command, example="s2uc list --gateway aps")
-@click.option("--gateway", "names", multiple=True, metavar="GATEWAY", help="Only there; repeat.")
+@click.option(
+    "--gateway", "names", multiple=True, metavar="GATEWAY", shell_complete=gateways, help="Only there; repeat."
+)
 @click.option("--all", "everything", is_flag=True, help="Those that have ended, too.")
 @pass_settings
 def list_command(settings: Settings, names: tuple[str, ...], everything: bool) -> None:
@@ -95,15 +98,22 @@ def list_command(settings: Settings, names: tuple[str, ...], everything: bool) -
 
 
 @click.command("status", cls=Command, example="s2uc status 2f1c...")
-@click.argument("uid", type=UID)
+@click.argument("uid", type=UID, shell_complete=uids)
 @pass_settings
 def status_command(settings: Settings, uid: Uid) -> None:
-    """Show one session, at both of its gateways."""
+    """Show one session, at both of its gateways. When one does not answer, show what the other says."""
     from s2uc import life  # noqa: PLC0415
 
     gateways = _gateways(settings, uid)
-    answers = perform(life.status(uid, gateways, settings.call_timeout()))
-    found = [(gateway.name, info) for gateway, info in zip(gateways, answers, strict=True) if info]
+    answers = perform(life.survey(uid, gateways, settings.call_timeout()))
+    failed = [answer for answer in answers if isinstance(answer, ScistreamError)]
+    for error in failed:
+        remark(f"s2uc: {error}")
+    found = [
+        (gateway.name, info)
+        for gateway, info in zip(gateways, answers, strict=True)
+        if info and not isinstance(info, ScistreamError)
+    ]
     states = {info.state for _, info in found}
     sides = {_SIDES[info.role]: _content(name, info) for name, info in found}
     content = {
@@ -118,6 +128,8 @@ def status_command(settings: Settings, uid: Uid) -> None:
         lines.append(_line(name, info))
         lines += [f"    {word} {text}" for word, text in _details(info)]
     settings.emit(content, "\n".join(lines))
+    if failed:
+        click.get_current_context().exit(failed[0].exit_status)
 
 
 def _details(info: SessionInfo) -> list[tuple[str, str]]:
@@ -131,7 +143,7 @@ def _details(info: SessionInfo) -> list[tuple[str, str]]:
 
 
 @click.command("watch", cls=Command, example="s2uc watch 2f1c...")
-@click.argument("uid", type=UID, required=False)
+@click.argument("uid", type=UID, required=False, shell_complete=uids)
 @pass_settings
 def watch_command(settings: Settings, uid: Uid | None) -> None:
     """Follow a session, or all of yours that there are now, until they have ended.
@@ -190,7 +202,7 @@ def _show(settings: Settings, gateway: str, event: Any) -> None:
 
 
 @click.command("renew", cls=Command, example="s2uc renew 2f1c... --lease 8h")
-@click.argument("uid", type=UID)
+@click.argument("uid", type=UID, shell_complete=uids)
 @click.option("--lease", type=DURATION, default=0, help="Its life from now, as 2h [default: the gateways' choice].")
 @pass_settings
 def renew_command(settings: Settings, uid: Uid, lease: int) -> None:
@@ -208,7 +220,7 @@ def renew_command(settings: Settings, uid: Uid, lease: int) -> None:
 
 
 @click.command("release", cls=Command, example="s2uc release 2f1c...")
-@click.argument("uid", type=UID)
+@click.argument("uid", type=UID, shell_complete=uids)
 @pass_settings
 def release_command(settings: Settings, uid: Uid) -> None:
     """End a session and give everything back, at both gateways."""

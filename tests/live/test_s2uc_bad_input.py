@@ -118,13 +118,13 @@ def test_tokens(running: Facilities, producer: Echo, tmp_path: Path) -> None:
     user = User(tmp_path / "config")
     ca = str(running.aps.directory / "certs" / "ca.crt")
     add = ("gateway", "add", "aps", running.aps.address, "--ca", ca)
-    assert "no token is known" in user.complaint(*add, expect=3)
     assert user.complaint(*add, "--token-file", "-", expect=3, stdin="wrong").startswith("s2uc: gateway aps: ")
     assert "is empty" in user.complaint(*add, "--token-file", "-", expect=2)
     assert "one line" in user.complaint(*add, "--token-file", "-", expect=2, stdin="a\nb")
     assert "cannot be read" in user.complaint(*add, "--token-file", str(tmp_path / "none"), expect=2)
     assert user.json("gateway", "list") == {"gateways": []}
-    user.s2uc(*add, "--no-check")
+    assert "not signed by the CA" in user.complaint(*add[:3], running.alcf.address, "--ca", ca, expect=4)
+    assert "run: s2uc login aps" in user.s2uc(*add).stderr  # the gateway fits, and is kept
     assert user.json("gateway", "list")["gateways"][0]["token"] is False
     assert "s2uc login aps" in user.complaint("list", expect=3)
     user.complaint("login", "aps", "--token-file", "-", expect=3, stdin="wrong")

@@ -9,12 +9,14 @@ import socket
 import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 import s2uc
 from scistream.errors import AlreadyExists, InvalidArgument
 from scistream.vocabulary import Endpoint
+from tests.support.gateways import restarted
 from tests.support.sessions import Echo, echo, exchange
 from tests.support.user import Facilities, facilities
 
@@ -154,3 +156,21 @@ async def test_the_library_refuses_before_it_sends(running: Facilities) -> None:
         await s2uc.aio.request(aps, aps)
     with pytest.raises(InvalidArgument, match="too many"):
         await s2uc.aio.request(aps, alcf, prod_listeners=["127.0.0.1:5", "127.0.0.1:6"])
+
+
+def test_one_gateway_is_away(producer: Echo, tmp_path: Path) -> None:
+    with facilities(tmp_path) as both:
+        user = both.user
+        user.s2uc(*_REQUEST, "--prod-listeners", str(producer.endpoint), "--uid", "half")
+        both.aps.stop()
+        seen = user.s2uc("status", "half", expect=4)
+        assert seen.stderr.startswith("s2uc: gateway aps (")
+        assert "ACTIVE" in seen.stdout
+        assert [user.json("status", "half", expect=4)[side] is None for side in ("producer", "consumer")] == [
+            True,
+            False,
+        ]
+        assert "session half is released at alcf alone" in user.complaint("release", "half", expect=4)
+        with restarted(both.aps):
+            user.s2uc("release", "half")
+            assert both.left() == {}
