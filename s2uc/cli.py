@@ -95,6 +95,9 @@ def _open_streams() -> None:
 def _run(settings: Settings) -> int:
     try:
         return cli.main(prog_name="s2uc", standalone_mode=False, obj=settings) or 0
+    except click.exceptions.NoArgsIsHelpError as error:  # its message is the help
+        remark(error.format_message())
+        return error.exit_code
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "s2uc"
         _complain(f"{error.format_message().rstrip('.')}; see: {where} --help")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from s2uc.commands.common import ENDPOINTS, FILE, ROLE, UID, Command, Settings, pass_settings, perform
+from s2uc.commands.completion import gateways, roles, uids
 from scistream.errors import InvalidArgument
 from scistream.vocabulary import Endpoint, Role, Uid
 
@@ -16,9 +17,14 @@ if TYPE_CHECKING:
     from s2uc.gateway import Gateway
 
 _OPTIONS = [
-    click.option("--role", type=ROLE, required=True, help="The application's side."),
+    click.option("--role", type=ROLE, required=True, shell_complete=roles, help="The application's side."),
     click.option("--listeners", type=ENDPOINTS, default=(), help="Where the producer listens."),
-    click.option("--gateway", help="The gateway of that side [default: as the key file or s2uc request says]."),
+    click.option(
+        "--gateway",
+        metavar="GATEWAY",
+        shell_complete=gateways,
+        help="The gateway of that side [default: as the key file or s2uc request says].",
+    ),
     click.option("--key-file", type=FILE, help="The application's key [default: yours of the session, or your token]."),
 ]
 
@@ -55,7 +61,7 @@ def _gateway_of(settings: Settings, uid: Uid, role: Role, name: str | None, key_
     cls=Command,
     example="s2uc hello 2f1c... --role producer --listeners 10.1.0.7:5074 --key-file 2f1c....producer.key",
 )
-@click.argument("uid", type=UID)
+@click.argument("uid", type=UID, shell_complete=uids)
 @_with_app_options
 @pass_settings
 def hello_command(
@@ -81,7 +87,7 @@ def hello_command(
 @click.command(
     "run", cls=Command, example="s2uc run --role consumer --key-file 2f1c....consumer.key 2f1c... -- nc {listener}"
 )
-@click.argument("uid", type=UID)
+@click.argument("uid", type=UID, shell_complete=uids)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD [ARGS]...")
 @_with_app_options
 @pass_settings

@@ -20,6 +20,10 @@ from scistream.vocabulary import Endpoint, Rate, Role, Uid, parse_duration, show
 if TYPE_CHECKING:
     from s2uc.side import StepEvent
 
+    _ParamType = click.ParamType[Any]
+else:  # no generic before click 8.4
+    _ParamType = click.ParamType
+
 _T = TypeVar("_T")
 _LONGEST_S = 366 * 86400
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -141,7 +145,7 @@ class Group(_Common, click.Group):
     command_class = Command
 
 
-class Parsed(click.ParamType[Any]):
+class Parsed(_ParamType):
     """A value of the vocabulary: what it cannot be is a usage error in its own words."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:

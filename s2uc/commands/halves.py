@@ -24,6 +24,7 @@ from s2uc.commands.common import (
     read_ca,
     read_token,
 )
+from s2uc.commands.completion import gateways
 from s2uc.commands.request import make_terms, with_terms
 from s2uc.config import KnownGateway, SessionRecord
 from scistream.errors import FailedPrecondition, InvalidArgument
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
     from s2uc.side import StepEvent
 
 _WHERE = [
-    click.option("--gateway", metavar="GATEWAY", help="The gateway of this side, as you know it."),
+    click.option(
+        "--gateway", metavar="GATEWAY", shell_complete=gateways, help="The gateway of this side, as you know it."
+    ),
     click.option("--s2cs", type=ENDPOINT, help="Instead: its address."),
     click.option("--server_cert", "--server-cert", type=FILE, help="With --s2cs: the CA or server certificate."),
     click.option("--token-file", type=click.Path(path_type=Path, allow_dash=True), help="With --s2cs: your token."),
@@ -117,7 +120,7 @@ def _side(side: OpenSide) -> dict[str, Any]:
 )
 @_with_where
 @click.option("--prod-listeners", type=ENDPOINTS, default=(), help="Where the producer listens [default: as it says].")
-@with_terms
+@with_terms()
 @click.option("--uid", type=UID, help="Use this one.")
 @click.option("--ticket", type=FILE, help="Write the ticket there [default: UID.ticket].")
 @pass_settings
@@ -194,7 +197,7 @@ def inbound_request_command(
 @click.command("outbound-request", cls=Command, example="s2uc outbound-request --gateway alcf --ticket scan7.ticket")
 @_with_where
 @click.option("--ticket", type=FILE, required=True, help="The ticket from the producer's user.")
-@with_terms
+@with_terms(num_conn="the ticket's", rate="the ticket's")
 @pass_settings
 def outbound_request_command(
     settings: Settings,
@@ -211,8 +214,8 @@ def outbound_request_command(
 ) -> None:
     """Open the consumer's half of a session with the ticket of its producer's half.
 
-    --num-conn and --rate are the ticket's unless given. --remote_ip and --receiver_ports stand in for the
-    ticket's addresses where the producer's gateway is reached by others (a forwarded port).
+    --remote_ip and --receiver_ports stand in for the ticket's addresses where the producer's gateway is reached
+    by others (a forwarded port).
     """
     from s2uc.halves import outbound_request  # noqa: PLC0415
     from s2uc.side import new_key  # noqa: PLC0415

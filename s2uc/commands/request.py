@@ -19,6 +19,7 @@ from s2uc.commands.common import (
     pass_settings,
     perform,
 )
+from s2uc.commands.completion import backends, gateways
 from s2uc.config import SessionRecord
 from scistream.errors import FailedPrecondition
 from scistream.vocabulary import Endpoint, Rate, Role, Uid
@@ -28,19 +29,30 @@ if TYPE_CHECKING:
     from s2uc.side import StepEvent, Terms
 
 _TERMS = [
-    click.option("--num-conn", "--num_conn", type=int, default=1, show_default=True, help="Connections."),
-    click.option("--rate", type=RATE, default=Rate(), help="For the whole session, as 10Gb/s [default: no limit]."),
     click.option("--lease", type=DURATION, default=0, help="Its life, as 2h [default: the gateway's choice]."),
-    click.option("--backend", default="", help="stunnel, haproxy, nginx or auto [default: the gateway's choice]."),
+    click.option(
+        "--backend",
+        default="",
+        shell_complete=backends,
+        help="stunnel, haproxy, nginx or auto [default: the gateway's choice].",
+    ),
     click.option("--label", "labels", type=LABEL, multiple=True, metavar="K=V", help="A note, shown in lists; repeat."),
 ]
 
 
-def with_terms(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that say what is asked of a gateway."""
-    for option in reversed(_TERMS):
-        command = option(command)
-    return command
+def with_terms(num_conn: str = "1", rate: str = "no limit") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options that say what is asked of a gateway; the help names these two defaults."""
+    size = [
+        click.option("--num-conn", "--num_conn", type=int, default=1, help=f"Connections [default: {num_conn}]."),
+        click.option("--rate", type=RATE, default=Rate(), help=f"For the session, as 10Gb/s [default: {rate}]."),
+    ]
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(size + _TERMS):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 def make_terms(
@@ -57,10 +69,10 @@ def make_terms(
     cls=Command,
     example="s2uc request --producer aps --consumer alcf --prod-listeners 10.1.0.7:5074 --num-conn 4 --rate 10Gb/s",
 )
-@click.option("--producer", required=True, metavar="GATEWAY", help="The producer's gateway.")
-@click.option("--consumer", required=True, metavar="GATEWAY", help="The consumer's gateway.")
+@click.option("--producer", required=True, metavar="GATEWAY", shell_complete=gateways, help="The producer's gateway.")
+@click.option("--consumer", required=True, metavar="GATEWAY", shell_complete=gateways, help="The consumer's gateway.")
 @click.option("--prod-listeners", type=ENDPOINTS, default=(), help="Where the producer listens [default: as it says].")
-@with_terms
+@with_terms()
 @click.option("--uid", type=UID, help="Use this one; the same request again gives the same session.")
 @click.option("--key-dir", type=click.Path(path_type=Path, file_okay=False), help="Write the applications' keys there.")
 @pass_settings
@@ -144,7 +156,8 @@ class Keeper:
             self._settings.config.save_session(self._earlier)
         if self._key_dir and not self._earlier:
             for role in Role:
-                self._key_file(role).unlink(missing_ok=True)
+                with suppress(FailedPrecondition):
+                    remove(self._key_file(role))
 
     def keep(self, expires_at: Any) -> None:
         """Write the session's record."""

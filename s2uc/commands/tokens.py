@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from s2uc.commands.common import Command, Settings, chosen, pass_settings, perform, read_token
+from s2uc.commands.completion import gateways
 from s2uc.config import KnownGateway
 from scistream.errors import InvalidArgument, ScistreamError
 
@@ -40,7 +41,7 @@ def _ask(gateway: str) -> str:
 
 
 @click.command("login", cls=Command, example="s2uc login aps --token-file aps.token")
-@click.argument("gateway")
+@click.argument("gateway", shell_complete=gateways)
 @click.option("--token-file", type=click.Path(path_type=Path, allow_dash=True), help="Read it there; - is stdin.")
 @pass_settings
 def login_command(settings: Settings, gateway: str, token_file: Path | None) -> None:
@@ -56,7 +57,7 @@ def login_command(settings: Settings, gateway: str, token_file: Path | None) -> 
 
 
 @click.command("logout", cls=Command, example="s2uc logout aps")
-@click.argument("gateway")
+@click.argument("gateway", shell_complete=gateways)
 @pass_settings
 def logout_command(settings: Settings, gateway: str) -> None:
     """Forget your token for a gateway. The gateway itself stays known."""
@@ -65,7 +66,7 @@ def logout_command(settings: Settings, gateway: str) -> None:
 
 
 @click.command("check-auth", cls=Command, example="s2uc check-auth")
-@click.argument("gateway", nargs=-1)
+@click.argument("gateway", nargs=-1, shell_complete=gateways)
 @pass_settings
 def check_auth_command(settings: Settings, gateway: tuple[str, ...]) -> None:
     """Say who you are to each gateway, or to those named."""

@@ -155,6 +155,40 @@ def test_completion(user: User, shell: str) -> None:
     assert "release" in found
 
 
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("request --producer ", ["plain,alcf", "plain,aps"]),
+        ("outbound-request --gateway al", ["plain,alcf"]),
+        ("login a", ["plain,alcf", "plain,aps"]),
+        ("gateway remove ap", ["plain,aps"]),
+        ("status scan", ["plain,scan-7"]),
+        ("run --role c", ["plain,consumer"]),
+        ("request --backend ", ["plain,auto", "plain,nginx", "plain,haproxy", "plain,stunnel"]),
+    ],
+)
+def test_completion_of_values(user: User, line: str, found: list[str]) -> None:
+    for name in ("aps", "alcf"):
+        user.s2uc("gateway", "add", name, f"{name}.example:5000", "--no-check")
+    (user.config / "sessions").mkdir()
+    (user.config / "sessions/scan-7.json").write_text("{}")
+    count = str(len(line.split(" ")))
+    out = user.s2uc(_S2UC_COMPLETE="bash_complete", COMP_WORDS=f"s2uc {line}", COMP_CWORD=count).stdout
+    assert out.split() == found
+
+
+def test_a_command_alone_shows_its_help(user: User) -> None:
+    for words in ((), ("gateway",)):
+        process = user.s2uc(*words, expect=2)
+        assert process.stderr == user.s2uc(*words, "--help").stdout
+
+
+def test_the_ticket_has_the_defaults_of_its_other_half() -> None:
+    out = CliRunner().invoke(cli, ["outbound-request", "--help"]).output
+    assert "[default: 1]" not in out
+    assert "default: the ticket's" in " ".join(out.split())
+
+
 def test_output_has_no_colour(user: User) -> None:
     assert "\x1b" not in user.s2uc("--help", FORCE_COLOR="1").stdout
 
