@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import pkgutil
@@ -129,6 +130,16 @@ async def test_what_ignores_the_polite_signal_is_killed_with_its_children(tmp_pa
     assert processes_in(tmp_path) == []
     assert process.ended == "was ended by SIGKILL"
     process.signal(signal.SIGTERM)  # harmless now
+
+
+async def test_what_cannot_be_watched_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(pid: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "pidfd_open", none_left)
+    with pytest.raises(Unavailable, match="could not be watched: Too many open files"):
+        LAUNCHERS["process"].launch(Job(("/bin/sleep", "60"), tmp_path))
+    assert processes_in(tmp_path) == []
 
 
 async def test_a_child_that_outlives_its_leader_is_killed(tmp_path: Path) -> None:

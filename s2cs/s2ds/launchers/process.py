@@ -169,7 +169,14 @@ class ProcessLauncher:
         finally:
             for each in opened:
                 os.close(each)
-        return Process(pid)
+        try:
+            return Process(pid)
+        except OSError as error:  # nobody would hear of its end
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise Unavailable(
+                f"{job.argv[0]} could not be watched: {error.strerror}; look at this node's load"
+            ) from None
 
     def adopt(self, handle: Path) -> Running | None:
         """Find what a handle file names; None when it has ended."""
