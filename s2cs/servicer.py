@@ -21,7 +21,7 @@ from scistream.errors import InvalidArgument, ScistreamError, Unauthenticated
 from scistream.machine import Request, Session, State
 from scistream.proto import scistream_pb2 as pb
 from scistream.proto.scistream_pb2_grpc import ControlServicer
-from scistream.vocabulary import Rate, Role, Uid
+from scistream.vocabulary import Rate, Role, Uid, printable
 from scistream.wire import OWN_WORDS, grpc, status_of
 
 log = logging.getLogger(__name__)
@@ -89,8 +89,9 @@ class Door(grpc.aio.ServerInterceptor):
         if not isinstance(error, ScistreamError):
             log.error("%s failed", method, exc_info=error)
             error = ScistreamError("the gateway has an internal fault; its operator finds it in the log")
-        log.info("%s from %s refused: %s: %s", method, context.peer(), error.status, error)
-        await context.abort(status_of(error), str(error), ((OWN_WORDS, error.status),))
+        words = printable(str(error))  # whatever is quoted in it, a line of the log stays one line
+        log.info("%s from %s refused: %s: %s", method, context.peer(), error.status, words)
+        await context.abort(status_of(error), words, ((OWN_WORDS, error.status),))
 
 
 def _read(decode: Callable[[Any], Any], request: Any) -> Any:
