@@ -2,63 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
 
 import psutil
 
 from scistream.proto import scistream_pb2 as pb
 from scistream.proto.scistream_pb2_grpc import ControlStub
 from scistream.wire import grpc
+from tests.support.ports import BLOCK, port_block
 
-_BLOCK = 100  # ports a gateway gets; below the ephemeral range, so that nothing else takes them
-_FIRST, _LAST = 10_000, 32_000
 _TIDY = {"SCISTREAM_SERVER__ON_SHUTDOWN": "release"}  # a test that ends leaves nothing running
 _S2CS = [sys.executable, "-m", "s2cs"]
-_held: list[IO[str]] = []
-
-
-def port_block(blocks: int = 1) -> int:
-    """Give the first of `blocks` x 100 ports that no other test of this machine uses, until this process ends."""
-    directory = Path(tempfile.gettempdir()) / "scistream-test-ports"
-    directory.mkdir(exist_ok=True)
-    taken: list[IO[str]] = []
-    for first in range(_FIRST, _LAST, _BLOCK):
-        file = (directory / str(first)).open("w")
-        if not _lock(file) or _used(first):
-            for each in (file, *taken):
-                each.close()
-            taken = []
-            continue
-        taken.append(file)
-        if len(taken) == blocks:
-            _held.extend(taken)
-            return first - (blocks - 1) * _BLOCK
-    raise RuntimeError("all port blocks are taken")
-
-
-def _lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _used(first: int) -> bool:
-    """Tell whether somebody is there without having asked."""
-    ports = range(first, first + _BLOCK)
-    return any(c.laddr and c.laddr.port in ports for c in psutil.net_connections("tcp"))
 
 
 @dataclass
@@ -168,11 +130,11 @@ class Client:
 def gateway(directory: Path, *options: str, blocks: int = 1, **environ: str) -> Iterator[GatewayProcess]:
     """Run a gateway on loopback; options are those of `s2cs init`, environ overrides settings."""
     first = port_block(blocks)
-    ports = ["--port", str(first), "--port-range", f"{first + 1}-{first + blocks * _BLOCK - 1}"]
+    ports = ["--port", str(first), "--port-range", f"{first + 1}-{first + blocks * BLOCK - 1}"]
     subprocess.run([*_S2CS, "init", str(directory), *ports, *options], check=True, capture_output=True)
     lan = options[options.index("--lan") + 1] if "--lan" in options else "127.0.0.1"
     address = f"[{lan}]:{first}" if ":" in lan else f"{lan}:{first}"
-    with _served(GatewayProcess(directory, address, first, blocks * _BLOCK, environ)) as running:
+    with _served(GatewayProcess(directory, address, first, blocks * BLOCK, environ)) as running:
         yield running
 
 

@@ -7,23 +7,65 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from scistream.vocabulary import PortRange
 
-_BLOCK, _FIRST, _LAST = 100, 10_000, 32_000  # below the ephemeral ports, so that nothing else takes them
+BLOCK = 100  # ports that are held together
+_FIRST, _LAST = 10_000, 32_000  # below the ephemeral ports, so that nothing else takes them
+_held: list[IO[str]] = []
 
 
 @contextmanager
-def ports(count: int = _BLOCK) -> Iterator[PortRange]:
+def ports(count: int = BLOCK) -> Iterator[PortRange]:
     """Hold a range of up to 100 ports that no other test uses."""
+    first, files = _hold(1)
+    try:
+        yield PortRange(first, first + count - 1)
+    finally:
+        _let_go(files)
+
+
+def port_block(blocks: int = 1) -> int:
+    """Give the first of `blocks` x 100 ports that no other test of this machine uses, until this process ends."""
+    first, files = _hold(blocks)
+    _held.extend(files)
+    return first
+
+
+def _hold(blocks: int) -> tuple[int, list[IO[str]]]:
+    """Lock the files that stand for so many blocks in a row."""
     directory = Path(tempfile.gettempdir()) / "scistream-test-ports"
     directory.mkdir(exist_ok=True)
-    for first in range(_FIRST, _LAST, _BLOCK):
-        with (directory / str(first)).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            yield PortRange(first, first + count - 1)
-            return
+    taken: list[IO[str]] = []
+    for first in range(_FIRST, _LAST, BLOCK):
+        file = (directory / str(first)).open("w")
+        if not _lock(file) or _used(first):
+            _let_go([file, *taken])
+            taken = []
+            continue
+        taken.append(file)
+        if len(taken) == blocks:
+            return first - (blocks - 1) * BLOCK, taken
+    _let_go(taken)
     raise RuntimeError("all port blocks are taken")
+
+
+def _let_go(files: list[IO[str]]) -> None:
+    for file in files:
+        file.close()
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _used(first: int) -> bool:
+    """Tell whether somebody is there without having asked."""
+    tables = [Path(name).read_text().splitlines()[1:] for name in ("/proc/net/tcp", "/proc/net/tcp6")]
+    local = (line.split()[1] for table in tables for line in table)
+    return any(first <= int(address.rpartition(":")[2], 16) < first + BLOCK for address in local)
