@@ -9,13 +9,12 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s2uc.files import read_secret_json, remove, write_secret
+from s2uc.files import read_secret_json, write_secret
 from scistream.errors import FailedPrecondition, InvalidArgument, NotFound
 from scistream.vocabulary import Endpoint, Role, Uid, shown
 
@@ -106,7 +105,7 @@ class UserConfig:
     def forget_gateway(self, name: str) -> None:
         """Remove a gateway and its token."""
         self.gateway(name)
-        remove(self._path("gateways", name))
+        self._path("gateways", name).unlink(missing_ok=True)
 
     def set_token(self, name: str, token: str) -> KnownGateway:
         """Keep a gateway's token; empty forgets it."""
@@ -161,8 +160,7 @@ class UserConfig:
 
     def forget_session(self, uid: Uid) -> None:
         """Remove what is kept of a session."""
-        with suppress(FailedPrecondition):  # then it stays until it can be cleared away
-            remove(self._path("sessions", uid))
+        self._path("sessions", uid).unlink(missing_ok=True)
 
     def _prune(self) -> None:
         now = datetime.now(UTC)
@@ -172,7 +170,7 @@ class UserConfig:
             except InvalidArgument:
                 continue
             if record and record.expires_at and record.expires_at < now:
-                self.forget_session(record.uid)
+                path.unlink(missing_ok=True)
 
     def _read_gateway(self, path: Path) -> KnownGateway:
         content = read_secret_json(path, _GATEWAY_FILE)
