@@ -9,12 +9,13 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s2uc.files import read_secret_json, write_secret
+from s2uc.files import read_secret_json, remove, write_secret
 from scistream.errors import FailedPrecondition, InvalidArgument, NotFound
 from scistream.vocabulary import Endpoint, Role, Uid, shown
 
@@ -84,13 +85,16 @@ class UserConfig:
         Raises:
             InvalidArgument: none of that name.
         """
+        return self._read_gateway(self._gateway_path(name))
+
+    def _gateway_path(self, name: str) -> Path:
         path = self._path("gateways", name) if _NAME.fullmatch(name) else None
         if path is None or not path.exists():
             known = ", ".join(path.stem for path in self._files("gateways")) or "none yet"
             raise InvalidArgument(
                 f"gateway {shown(name)} is not known (known: {known}); run: s2uc gateway add NAME HOST:PORT"
             )
-        return self._read_gateway(path)
+        return path
 
     def save_gateway(self, gateway: KnownGateway) -> None:
         """Keep a gateway, new or changed."""
@@ -103,9 +107,8 @@ class UserConfig:
         self._write("gateways", gateway.name, content)
 
     def forget_gateway(self, name: str) -> None:
-        """Remove a gateway and its token."""
-        self.gateway(name)
-        self._path("gateways", name).unlink(missing_ok=True)
+        """Remove a gateway and its token; a damaged file, too."""
+        remove(self._gateway_path(name))
 
     def set_token(self, name: str, token: str) -> KnownGateway:
         """Keep a gateway's token; empty forgets it."""
@@ -160,7 +163,8 @@ class UserConfig:
 
     def forget_session(self, uid: Uid) -> None:
         """Remove what is kept of a session."""
-        self._path("sessions", uid).unlink(missing_ok=True)
+        with suppress(FailedPrecondition):  # then it stays until it can be cleared away
+            remove(self._path("sessions", uid))
 
     def _prune(self) -> None:
         now = datetime.now(UTC)
@@ -170,7 +174,8 @@ class UserConfig:
             except InvalidArgument:
                 continue
             if record and record.expires_at and record.expires_at < now:
-                path.unlink(missing_ok=True)
+                with suppress(FailedPrecondition):
+                    remove(path)
 
     def _read_gateway(self, path: Path) -> KnownGateway:
         content = read_secret_json(path, _GATEWAY_FILE)

@@ -33,6 +33,18 @@ def write_secret(path: Path, text: str) -> None:
         raise FailedPrecondition(f"{path} cannot be written: {error.strerror}") from None
 
 
+def remove(path: Path) -> None:
+    """Remove a file, if it is there.
+
+    Raises:
+        FailedPrecondition: the system does not let it be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise FailedPrecondition(f"{path} cannot be removed: {error.strerror}") from None
+
+
 def read_secret(path: Path) -> str:
     """Read a file that only its owner can.
 
@@ -61,7 +73,7 @@ def read_secret_json(path: Path, what: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise InvalidArgument(f"{path} is not {what}; it may be damaged or another file")
+        raise InvalidArgument(f"{path} is not {what}; it may be damaged or another file; remove it, or make it anew")
     return content
 
 

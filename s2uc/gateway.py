@@ -36,6 +36,7 @@ _Q = TypeVar("_Q")
 _A = TypeVar("_A", bound=Message)
 TIMEOUT_S = 30.0
 _FIRST_CONTACT_S = 3.0  # how long one that was never there may refuse; one that was there may be restarting
+_FIRST_PART = 0.6
 _ATTEMPT_S = 12.0  # then a call counts as lost; longer than a gateway needs for any of them
 _LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 _CHANNEL_OPTIONS: list[tuple[str, Any]] = [
@@ -166,9 +167,9 @@ class GatewayClient:
         attempt = 0
         while True:
             try:
-                answer = await method(
-                    message, timeout=max(min(end - clock(), _ATTEMPT_S), 0.05), metadata=self._metadata
-                )
+                # A part is left for finding out why, with one that was never there.
+                left = (end - clock()) * (1.0 if self._reached else _FIRST_PART)
+                answer = await method(message, timeout=max(min(left, _ATTEMPT_S), 0.05), metadata=self._metadata)
             except grpc.aio.AioRpcError as error:
                 pause = _pause(attempt)
                 attempt += 1
@@ -191,7 +192,8 @@ class GatewayClient:
                 return
             if status is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise DeadlineExceeded(f"gateway {name} did not answer in time ({end - begin:g} s); ask for its state")
-        found = await diagnose(self.gateway.endpoint, self.gateway.ca_pem)
+        left = end - asyncio.get_running_loop().time()
+        found = await diagnose(self.gateway.endpoint, self.gateway.ca_pem, min(max(left, 0.5), 3.0))
         if found and not (found.passing and status is grpc.StatusCode.UNAVAILABLE):
             raise Unavailable(f"gateway {name}: {found.sentence}")
         now = asyncio.get_running_loop().time()

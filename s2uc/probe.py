@@ -54,13 +54,13 @@ async def diagnose(endpoint: Endpoint, ca_pem: bytes | None, timeout: float = 3.
             protocol = writer.get_extra_info("ssl_object").selected_alpn_protocol()
             writer.close()
     except (OSError, UnicodeError) as error:
-        return _of_error(error, endpoint, connected, timeout)
+        return _of_error(error, endpoint, connected)
     if protocol != "h2":
         return Diagnosis("a TLS server that is no SciStream gateway listens there; check host and port")
     return None
 
 
-def _of_error(error: Exception, endpoint: Endpoint, connected: bool, timeout: float) -> Diagnosis:
+def _of_error(error: Exception, endpoint: Endpoint, connected: bool) -> Diagnosis:
     match error:
         case socket.gaierror() | UnicodeError():
             return Diagnosis(f"the name {endpoint.host} cannot be resolved; check the spelling and this computer's DNS")
@@ -71,9 +71,9 @@ def _of_error(error: Exception, endpoint: Endpoint, connected: bool, timeout: fl
         case ConnectionRefusedError():
             return Diagnosis("the connection was refused; is s2cs running there, and is the port right?", passing=True)
         case TimeoutError() if connected:
-            return Diagnosis(f"it takes connections but does not answer within {timeout:g} s; is it a TLS port?")
+            return Diagnosis("it takes connections but does not answer; is it busy, or no TLS port?")
         case TimeoutError():
-            return Diagnosis(f"no answer within {timeout:g} s; is a firewall in the way?", passing=True)
+            return Diagnosis("it does not answer; is a firewall in the way?", passing=True)
         case ConnectionResetError() | BrokenPipeError() | ConnectionAbortedError() if connected:
             return Diagnosis("it closes the connection during the TLS handshake; is it a SciStream gateway?")
         case _:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from s2uc.commands.common import (
 )
 from s2uc.commands.completion import backends, gateways
 from s2uc.config import SessionRecord
+from s2uc.files import remove
 from scistream.errors import FailedPrecondition
 from scistream.vocabulary import Endpoint, Rate, Role, Uid
 

@@ -377,6 +377,41 @@ def test_a_record_that_cannot_be_kept_loses_no_session(running: Facilities, prod
     running.user.s2uc("release", "half")
 
 
+def test_a_damaged_file_is_removed_by_the_command(user: User) -> None:
+    user.s2uc("gateway", "add", "aps", "127.0.0.1:9", "--no-check")
+    (user.config / "gateways" / "aps.json").write_text('{"name": "a')
+    assert "remove it" in user.complaint("list", expect=2)
+    user.s2uc("gateway", "remove", "aps")
+    assert user.json("gateway", "list") == {"gateways": []}
+
+
+def test_a_directory_that_has_become_read_only(running: Facilities, producer: Echo) -> None:
+    """What is given back is given back, whatever can no longer be written down."""
+    running.user.s2uc(*_REQUEST, "--prod-listeners", str(producer.endpoint), "--uid", "frozen")
+    gateways = running.user.config / "gateways"
+    program = (
+        "import os, sys, pathlib\n"
+        "def refuse(*_, **__): raise OSError(30, 'Read-only file system')\n"
+        "pathlib.Path.unlink = refuse; import tempfile; tempfile.mkstemp = refuse\n"
+        "sys.argv[0] = 's2uc'\n"
+        "from s2uc.cli import main; main()\n"
+    )
+
+    def s2uc(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "SCISTREAM_CONFIG_DIR": str(running.user.config)}
+        command = [sys.executable, "-c", program, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+    released = s2uc("release", "frozen")
+    assert (released.returncode, released.stderr) == (0, "")
+    assert running.left() == {}
+    refused = s2uc(*_REQUEST, "--prod-listeners", str(producer.endpoint))
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    removed = s2uc("gateway", "remove", "aps")
+    assert removed.stderr == f"s2uc: {gateways / 'aps.json'} cannot be removed: Read-only file system\n"
+    running.user.s2uc("release", "frozen", expect=0)
+
+
 def test_an_address_that_another_program_has(running: Facilities, user: User) -> None:
     """A port where something else listens by now."""
     with listener(lambda connection: connection.close()) as endpoint:
