@@ -153,6 +153,7 @@ def inbound_request_command(
     path = ticket or Path(f"{uid}.ticket")
     if path.exists():
         raise InvalidArgument(f"{path} exists already; name another file with --ticket")
+    earlier = settings.config.find_session(uid)
     producer = str(prod_listeners[0]) if prod_listeners else (gateway or "")
     agreed = make_terms(uid=uid, producer=producer, **terms)
     if not prod_listeners:
@@ -178,8 +179,12 @@ def inbound_request_command(
     try:
         side, made = perform(opening)
     except BaseException:
-        if not stuck:
+        if stuck:
+            raise  # what is on file leads s2uc release to what is left
+        if earlier is None:
             settings.config.forget_session(uid)
+        else:  # another session of that uid, which this one has not touched
+            settings.config.save_session(earlier)
         raise
     _keep(settings, uid, Role.PROD, found, key, made.expires_at)
     settings.emit(

@@ -142,6 +142,21 @@ def test_failed_halves_leave_nothing(running: Facilities, alice: User, bob: User
     assert running.left() == {}
 
 
+def test_a_half_that_is_refused_leaves_the_record_of_the_session_that_has_its_uid(
+    running: Facilities, alice: User, tmp_path: Path
+) -> None:
+    inbound = ("inbound-request", "--gateway", "aps", "--uid", "taken")
+    alice.s2uc(*inbound, "--ticket", str(tmp_path / "first"), "--prod-listeners", "127.0.0.1:9")
+    (record,) = (alice.config / "sessions").glob("*.json")
+    before = record.read_text()
+    for waits_or_not in ((), ("--prod-listeners", "127.0.0.1:9")):
+        again = (*inbound, "--ticket", str(tmp_path / "second"), "--num-conn", "2", *waits_or_not)
+        assert "exists with other content" in alice.complaint(*again, expect=1)
+        assert record.read_text() == before
+    alice.s2uc("release", "taken")
+    assert running.left() == {}
+
+
 def test_bad_tickets(alice: User, bob: User, running: Facilities, tmp_path: Path) -> None:
     ticket = tmp_path / "ticket"
     alice.s2uc("inbound-request", "--gateway", "aps", "--ticket", str(ticket), "--prod-listeners", "127.0.0.1:9")
