@@ -228,7 +228,8 @@ class Gateway:
             found = [self._sessions.find(user, Uid(uid))]
         else:
             found = [live for live in self._sessions if user.admin or live.session.owner == user.name]
-        tunnels = {status.id: status for status in await self.data_server.list()}
+        running = [live.session.id for live in found if not live.session.state.ended]
+        tunnels = {status.id: status for status in await self.data_server.list(*running)} if running else {}
         return [(live.session, tunnels.get(live.session.id)) for live in found]
 
     def watch(self, caller: Caller | KeyHolder, uid: Uid) -> AsyncIterator[Item]:

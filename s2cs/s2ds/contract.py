@@ -152,8 +152,8 @@ class DataServer(Protocol):
         """End the tunnel and give everything back: processes, sockets, files. Unknown ids are no error."""
         ...
 
-    async def list(self) -> tuple[TunnelStatus, ...]:
-        """All tunnels there are."""
+    async def list(self, *ids: str) -> tuple[TunnelStatus, ...]:
+        """All tunnels there are, or those there are of these ids: each is looked at, which takes time."""
         ...
 
     def watch(self) -> AsyncIterator[TunnelEvent]:

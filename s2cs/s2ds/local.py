@@ -131,9 +131,9 @@ class LocalDataServer:
             if tunnel.ended:
                 self._tunnels.pop(id, None)
 
-    async def list(self) -> tuple[TunnelStatus, ...]:
-        """All tunnels there are."""
-        return tuple(tunnel.status for tunnel in self._tunnels.values())
+    async def list(self, *ids: str) -> tuple[TunnelStatus, ...]:
+        """All tunnels there are, or those there are of these ids."""
+        return tuple(self._tunnels[id].status for id in ids or self._tunnels if id in self._tunnels)
 
     def watch(self) -> AsyncIterator[TunnelEvent]:
         """Follow what happens to tunnels, from this call on."""

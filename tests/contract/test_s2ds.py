@@ -115,6 +115,15 @@ async def test_reserve_takes_ports_that_do_not_listen_yet(node: Node, server: Da
     assert (status.state, status.pids, status.listeners) == (TunnelState.RESERVED, (), reserved.listeners)
 
 
+async def test_list_gives_all_or_those_asked_for(server: DataServer) -> None:
+    session = Session()
+    for id in ("a", "b", "c"):
+        await server.reserve(session.spec(Role.PROD, id=id))
+    assert {status.id for status in await server.list()} == {"a", "b", "c"}
+    assert {status.id for status in await server.list("c", "a", "unknown")} == {"a", "c"}
+    assert await server.list("unknown") == ()
+
+
 async def test_the_request_is_for_a_key_that_only_this_tunnel_has(server: DataServer) -> None:
     session = Session()
     mine = await server.reserve(session.spec(Role.PROD, id="a"))

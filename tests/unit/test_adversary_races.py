@@ -64,7 +64,7 @@ class _DataServer:
         await asyncio.sleep(0)
         self.tunnels.pop(id, None)
 
-    async def list(self) -> tuple[TunnelStatus, ...]:
+    async def list(self, *ids: str) -> tuple[TunnelStatus, ...]:
         return ()
 
     async def watch(self) -> AsyncIterator[TunnelEvent]:
