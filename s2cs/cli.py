@@ -18,6 +18,8 @@ import click
 
 import scistream
 from scistream.errors import DeadlineExceeded, ScistreamError, Unavailable
+from scistream.streams import open_streams
+from scistream.vocabulary import printable
 
 if TYPE_CHECKING:
     from s2cs.settings import Settings
@@ -272,7 +274,7 @@ def sessions(file: Path | None, everything: bool, as_json: bool) -> None:
     for s in found:
         click.echo(
             f"{s.uid:36} {s.role:4} {s.state:10} {s.owner:12} {s.backend:8} x{s.request.num_conn:<4} "
-            f"until {_utc(clock.wall(s.expires_at))} {s.reason}".rstrip()
+            f"until {_utc(clock.wall(s.expires_at))} {printable(s.reason)}".rstrip()
         )
     if not found:
         click.echo("no sessions", err=True)
@@ -284,6 +286,7 @@ def _utc(seconds: float) -> str:
 
 def main() -> None:
     """Run the command line; a fault is one sentence and an exit status."""
+    open_streams()
     try:
         cli()
     except ScistreamError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import traceback
@@ -14,6 +13,7 @@ import click
 import scistream
 from s2uc.commands.common import Group, Settings, Stopped, remark
 from scistream.errors import ScistreamError
+from scistream.streams import open_streams
 from scistream.vocabulary import printable
 
 INTERRUPTED = 130
@@ -77,19 +77,10 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; every fault becomes one sentence on stderr and an exit status."""
-    _open_streams()
+    open_streams()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored nobody hears how a child ended
     settings = Settings()
     sys.exit(_run(settings))
-
-
-def _open_streams() -> None:
-    """Put something in the place of standard streams that are closed: what is opened next would become them."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            mode = os.O_RDONLY if number == 0 else os.O_WRONLY
-            assert os.open(os.devnull, mode) == number
-            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: PTH123, SIM115
 
 
 def _run(settings: Settings) -> int:

@@ -169,6 +169,21 @@ def test_users(made: Path) -> None:
     assert "no user alice" in s2cs("user", "remove", "alice", *config, exit_status=5).stderr
 
 
+def test_a_gateway_without_standard_streams_keeps_their_numbers_free(made: Path) -> None:
+    """What writes to them, as a crash does, must not write into a connection."""
+    command = f"exec {sys.executable} -m s2cs serve --config {made} <&- >&- 2>&-"
+    with subprocess.Popen(["/bin/sh", "-c", command]) as process:
+        try:
+            deadline = time.monotonic() + 30
+            while not (made.parent / "state" / "lock").exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            streams = {str(Path(f"/proc/{process.pid}/fd/{number}").readlink()) for number in range(3)}
+        finally:
+            process.terminate()
+    assert streams == {"/dev/null"}
+    assert process.returncode in (0, -15)
+
+
 def test_a_token_that_nobody_could_read_is_not_kept(made: Path) -> None:
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "s2cs", "user", "add", "alice", "--config", str(made)]

@@ -1,0 +1,15 @@
+"""The standard streams of a program, where whoever started it has closed them."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def open_streams() -> None:
+    """Put nothing in the place of closed standard streams: what is opened next would become them."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            reading = number == 0
+            assert os.open(os.devnull, os.O_RDONLY if reading else os.O_WRONLY) == number
+            setattr(sys, name, open(number, "r" if reading else "w", encoding="utf-8"))  # noqa: PTH123, SIM115
