@@ -7,7 +7,6 @@ import fcntl
 import json
 import logging
 import os
-import resource
 import signal
 import socket
 import time
@@ -16,33 +15,18 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import IO
 
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
-
+from s2cs.control import Control
 from s2cs.gateway import Gateway
 from s2cs.s2ds.local import Interface, LocalConfig, LocalDataServer
-from s2cs.servicer import Door, Servicer
 from s2cs.settings import Settings, load, succeed
 from s2cs.store import SqliteStore, Store
-from scistream.errors import FailedPrecondition, InvalidArgument, ScistreamError, Unavailable
-from scistream.proto import scistream_pb2 as pb
-from scistream.proto.scistream_pb2_grpc import add_ControlServicer_to_server
-from scistream.vocabulary import Endpoint
-from scistream.wire import CHANNEL_OPTIONS, MAX_MESSAGE_BYTES, grpc
+from scistream.errors import FailedPrecondition, InvalidArgument, ScistreamError
 from scistream.x509 import check_server_certificate
 
 log = logging.getLogger(__name__)
 
 LOCK = "lock"  # in the state directory; holds the process id
 RELOADED = "reloaded"  # the fact that tells how the last reload went
-_SERVICE = pb.DESCRIPTOR.services_by_name["Control"].full_name
-_OPTIONS = [
-    *CHANNEL_OPTIONS,
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.so_reuseport", 0),  # a second server on the port is an error, never a coin toss
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.server_handshake_timeout_ms", 10_000),  # who connects and says nothing does not stay
-]
 
 
 async def serve(file: Path | None) -> None:
@@ -68,7 +52,7 @@ async def serve(file: Path | None) -> None:
             if reload.is_set():
                 reload.clear()
                 _notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-                running.reload(file)
+                await running.reload(file)
                 _notify("READY=1")
         log.info("gateway %s stops", settings.server.name)
         _notify("STOPPING=1")
@@ -85,25 +69,22 @@ async def _first(*events: asyncio.Event) -> None:
 class _Running:
     """What a reload changes."""
 
-    def __init__(self, store: Store, gateway: Gateway, data_server: LocalDataServer) -> None:
+    def __init__(self, store: Store, gateway: Gateway, data_server: LocalDataServer, control: Control) -> None:
         self._store = store
         self._gateway = gateway
         self._data_server = data_server
+        self._control = control
         self._certificate = read_certificate(gateway.settings)
+        control.bind(self._certificate)
 
-    def credentials(self) -> grpc.ServerCredentials:
-        """Give the control channel its certificate: whichever is in force when a client connects."""
-        return grpc.dynamic_ssl_server_credentials(self._current(), self._current)
-
-    def _current(self) -> grpc.ServerCertificateConfiguration:
-        certificate, key = self._certificate
-        return grpc.ssl_server_certificate_configuration([(key, certificate)])
-
-    def reload(self, file: Path | None) -> None:
+    async def reload(self, file: Path | None) -> None:
         """Bring new settings and a new certificate into force, or keep all of the old and say why."""
         try:
             settings = load(file)
             certificate = read_certificate(settings)
+            if certificate != self._certificate:
+                await self._control.replace(certificate)
+                self._certificate = certificate
         except ScistreamError as error:
             log.error("not reloaded, the old settings stay in force: %s", error)
             self._store.note(RELOADED, json.dumps({"at": time.time(), "fault": str(error)}))
@@ -111,7 +92,6 @@ class _Running:
         settings, waiting = succeed(self._gateway.settings, settings)
         if waiting:
             log.warning("reloaded, but %s waits for a restart", ", ".join(waiting))
-        self._certificate = certificate
         self._gateway.settings = settings
         self._data_server.configure(local_config(settings))
         log.info("settings and certificate reloaded")
@@ -126,25 +106,14 @@ async def _running(settings: Settings) -> AsyncIterator[_Running]:
         stack.callback(store.close)
         data_server = LocalDataServer(local_config(settings))
         gateway = Gateway(settings, store, data_server)
-        running = _Running(store, gateway, data_server)
-        server = grpc.aio.server(interceptors=[Door(store)], options=[*_OPTIONS, _most_connections()])
-        add_ControlServicer_to_server(Servicer(gateway), server)
-        status = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(status, server)
-        names = (_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
-        for endpoint in settings.server.listen:
-            _listen(server, endpoint, running.credentials())
+        control = Control(gateway, store)
+        running = _Running(store, gateway, data_server, control)
         await data_server.open()
         stack.push_async_callback(_close, gateway, data_server)
         await gateway.open()
         stack.push_async_callback(gateway.close)
-        await server.start()
-        # No grace: a watch never ends by itself, and what a caller asked for goes on without it.
-        stack.push_async_callback(server.stop, 0)
-        for name in ("", _SERVICE):
-            await status.set(name, health_pb2.HealthCheckResponse.SERVING)
-        stack.push_async_callback(status.enter_graceful_shutdown)
+        await control.start()
+        stack.push_async_callback(control.stop)
         yield running
 
 
@@ -227,24 +196,6 @@ def read_certificate(settings: Settings) -> tuple[bytes, bytes]:
     except InvalidArgument as error:
         raise FailedPrecondition(f"certificate {server.certificate} cannot be used: {error}") from None
     return certificate, key
-
-
-def _listen(server: grpc.aio.Server, endpoint: Endpoint, credentials: grpc.ServerCredentials) -> None:
-    try:
-        bound = server.add_secure_port(str(endpoint), credentials)
-    except RuntimeError:
-        bound = 0
-    if not bound:
-        raise Unavailable(
-            f"the gateway cannot listen on {endpoint}: the port is taken, or the address is not this host's; "
-            "change [server] listen"
-        )
-
-
-def _most_connections() -> tuple[str, int]:
-    """Bound the control connections to each address: anybody can open them, and without descriptors gRPC crashes."""
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return "grpc.max_allowed_incoming_connections", 10_000 if limit < 0 else min(limit // 4, 10_000)
 
 
 def _notify(message: str) -> None:

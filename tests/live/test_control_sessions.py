@@ -319,6 +319,16 @@ def test_what_expired_while_nobody_watched_is_released(tmp_path: Path) -> None:
             assert again.leftovers() == {}
 
 
+def test_many_who_connect_at_once_end_nothing(pair: tuple[GatewayProcess, GatewayProcess]) -> None:
+    def knock(_: int) -> None:
+        with pair[0].client() as client:
+            client.describe(pb.DescribeRequest())
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(knock, range(2000)))
+    assert pair[0].process.poll() is None
+
+
 def test_a_second_server_on_the_same_directory_is_refused(pair: tuple[GatewayProcess, GatewayProcess]) -> None:
     command = [sys.executable, "-m", "s2cs", "serve", "--config", str(pair[0].config)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -14,9 +15,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from scistream.proto import scistream_pb2 as pb
-from scistream.x509 import DevelopmentCA
+from scistream.x509 import Certificate, DevelopmentCA, PrivateKey
 from tests.support.gateways import gateway, port_block, restarted
 
 
@@ -235,22 +237,28 @@ def test_a_token_file_is_its_owners_alone_and_never_written_over(tmp_path: Path)
 class TestReload:
     """`s2cs reload` and SIGHUP."""
 
-    def test_settings_users_and_certificate(self, tmp_path: Path) -> None:
+    def test_settings_and_certificate(self, tmp_path: Path) -> None:
         with gateway(tmp_path / "g") as running, running.client() as client:
+            client.req(pb.Request(uid="a", role="PROD", num_conn=1, immediate=True))
+            watch = client.watch(pb.WatchRequest(uid="a"), timeout=60)
+            next(watch)
             edit(running.config, "[policy]", "[limits]\nnum_conn = 3\n\n[policy]")
             edit(running.config, 'wan = "127.0.0.1"', 'wan = "127.0.0.2"')
-            ca = DevelopmentCA.create("new")
-            certificate, key = ca.issue_server(["127.0.0.1"], datetime.now(UTC) + timedelta(days=3))
             certs = running.directory / "certs"
-            for name, pem in (("ca.crt", ca.certificate.pem), ("server.crt", certificate.pem), ("server.key", key.pem)):
+            key = PrivateKey.from_pem((certs / "ca.key").read_bytes())
+            ca = DevelopmentCA(Certificate(x509.load_pem_x509_certificate(running.ca)), key)
+            certificate, key = ca.issue_server(["127.0.0.1"], datetime.now(UTC) + timedelta(days=3))
+            for name, pem in (("server.crt", certificate.pem), ("server.key", key.pem)):
                 (certs / name).write_bytes(pem)
             before = client.describe(pb.DescribeRequest())
             done = s2cs("reload", "--config", running.config)
             assert "wait for a restart: [network] wan" in done.stderr
-            assert client.describe(pb.DescribeRequest()).max_num_conn == 3  # on the channel that was there
-            with running.client() as another:  # trusts the new CA only
-                after = another.describe(pb.DescribeRequest())
+            host, port = running.address.split(":")
+            assert ssl.get_server_certificate((host, int(port))).encode() == certificate.pem
+            after = client.describe(pb.DescribeRequest())  # the channel that was there goes on
             assert (before.max_num_conn, after.max_num_conn, after.wan_address) == (128, 3, "127.0.0.1")
+            client.release(pb.Release(uid="a"))
+            assert [event.session.state for event in watch] == ["CLOSING", "RELEASED"]  # and what was under way
 
     def test_a_bad_file_leaves_the_old_in_force(self, tmp_path: Path) -> None:
         with gateway(tmp_path / "g") as running, running.client() as client:

@@ -1,0 +1,128 @@
+"""The control channel: the gRPC server, its bounds, and a change of its certificate."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import socket
+from collections.abc import Iterable
+
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from s2cs.gateway import Gateway
+from s2cs.servicer import Door, Servicer
+from s2cs.store import Store
+from scistream.errors import Unavailable
+from scistream.proto import scistream_pb2 as pb
+from scistream.proto.scistream_pb2_grpc import add_ControlServicer_to_server
+from scistream.vocabulary import Endpoint
+from scistream.wire import CHANNEL_OPTIONS, MAX_MESSAGE_BYTES, grpc
+
+_SERVICE = pb.DESCRIPTOR.services_by_name["Control"].full_name
+_GRACE_S = 30.0  # for what is under way on connections with the certificate before
+_OPTIONS = [
+    *CHANNEL_OPTIONS,
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.so_reuseport", 1),  # two servers share the ports while the certificate changes
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.server_handshake_timeout_ms", 10_000),  # who connects and says nothing does not stay
+]
+
+
+class Control:
+    """Serve the protocol on the gateway's control ports.
+
+    A server keeps its certificate; a new one gets a new server beside it, and then the old one ends. gRPC could
+    ask for the certificate at each handshake instead, but with 1.85 that crashes the process when many connect.
+    """
+
+    def __init__(self, gateway: Gateway, store: Store) -> None:
+        self._servicer = Servicer(gateway)
+        self._door = Door(store)
+        self._listen = gateway.settings.server.listen
+        self._health = health.aio.HealthServicer()
+        self._server: grpc.aio.Server | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+
+    def bind(self, certificate: tuple[bytes, bytes]) -> None:
+        """Take the ports; nothing is served yet.
+
+        Args:
+            certificate: the gateway's own with its chain, and its key, in PEM.
+
+        Raises:
+            Unavailable: a port is taken, or an address is not this host's.
+        """
+        for endpoint in self._listen:
+            _see_free(endpoint)
+        self._server = self._made(certificate)
+
+    async def start(self) -> None:
+        """Serve, and say so to those who ask for the gateway's health."""
+        assert self._server is not None
+        await self._server.start()
+        for name in ("", _SERVICE):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def replace(self, certificate: tuple[bytes, bytes]) -> None:
+        """Serve new connections with another certificate; what is under way on the old ones may end."""
+        before, self._server = self._server, self._made(certificate)
+        await self._server.start()
+        if before is not None:
+            ending = asyncio.create_task(before.stop(_GRACE_S))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+
+    async def stop(self) -> None:
+        """Stop at once: a watch never ends by itself, and what a caller asked for goes on without it."""
+        await self._health.enter_graceful_shutdown()
+        if self._server is not None:
+            await self._server.stop(0)
+        for ending in list(self._ending):
+            ending.cancel()
+
+    def _made(self, certificate: tuple[bytes, bytes]) -> grpc.aio.Server:
+        server = grpc.aio.server(interceptors=[self._door], options=[*_OPTIONS, _most_connections()])
+        add_ControlServicer_to_server(self._servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        pem, key = certificate
+        _add_ports(server, self._listen, grpc.ssl_server_credentials([(key, pem)]))
+        return server
+
+
+def _see_free(endpoint: Endpoint) -> None:
+    """See that nobody has a port: gRPC would share it with another gateway, and each caller get one by chance."""
+    family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
+    try:
+        addresses = socket.getaddrinfo(endpoint.host, endpoint.port, family if endpoint.ip else 0, socket.SOCK_STREAM)
+        for found, kind, protocol, _, address in addresses:
+            with socket.socket(found, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+    except OSError:
+        raise _cannot_listen(endpoint) from None
+
+
+def _add_ports(server: grpc.aio.Server, listen: Iterable[Endpoint], credentials: grpc.ServerCredentials) -> None:
+    for endpoint in listen:
+        try:
+            bound = server.add_secure_port(str(endpoint), credentials)
+        except RuntimeError:
+            bound = 0
+        if not bound:
+            raise _cannot_listen(endpoint)
+
+
+def _cannot_listen(endpoint: Endpoint) -> Unavailable:
+    return Unavailable(
+        f"the gateway cannot listen on {endpoint}: the port is taken, or the address is not this host's; "
+        "change [server] listen"
+    )
+
+
+def _most_connections() -> tuple[str, int]:
+    """Bound the control connections to each address: anybody can open them, and without descriptors gRPC crashes."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return "grpc.max_allowed_incoming_connections", 10_000 if limit < 0 else min(limit // 4, 10_000)
