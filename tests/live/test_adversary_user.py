@@ -91,11 +91,8 @@ _RUN = ("run", "u", "--role", "consumer", "--gateway", "aps", "--", "echo", "sta
     ("answers", "command"),
     [
         ({"req": _resp(listeners=[_EVIL])}, _REQUEST),
-        ({"req": _resp(listeners=[])}, _REQUEST),
         ({"req": _resp(listeners=["127.0.0.1:1"] * 9000)}, _REQUEST),
-        ({"req": _resp(csr=b"")}, _REQUEST),
         ({"req": _resp(csr=b"rubbish"), **_HELLO}, _REQUEST),
-        ({"req": _resp(expires_at=Timestamp(seconds=-(10**11)))}, _REQUEST),
         ({"req": _resp(expires_at=Timestamp(seconds=2**62))}, _REQUEST),
         ({"req": _resp(expires_at=Timestamp(seconds=-60_000_000_000))}, _REQUEST),
         ({"req": _resp(expires_at=Timestamp(seconds=5, nanos=-(2**31)))}, _REQUEST),
@@ -104,7 +101,6 @@ _RUN = ("run", "u", "--role", "consumer", "--gateway", "aps", "--", "echo", "sta
         ({"list": _infos(state="EVIL")}, ("list",)),
         ({"list": _infos(created_at=Timestamp(seconds=2**62))}, ("list", "--all")),
         ({"list": _infos(), "watch": _events(at=Timestamp(seconds=2**62))}, ("watch", "u")),
-        ({"list": _infos(), "watch": _events(role="")}, ("watch", "u")),
         ({"list": _infos(), "watch": lambda request, context: iter(())}, ("watch", "u")),
         ({**_HELLO, "watch": _events(state="EVIL")}, _RUN),
         ({**_HELLO, "watch": _events()}, _RUN),
@@ -341,8 +337,7 @@ def test_placeholders_that_are_none(running: Facilities, producer: Echo) -> None
     running.user.s2uc("release", "place")
 
 
-@pytest.mark.parametrize("word", ["two gateways start", "the consumer connects"])
-def test_a_demonstration_that_is_killed(tmp_path: Path, word: str) -> None:
+def test_a_demonstration_that_is_killed(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*_S2UC, "demo", "--seconds", "60"],
         env={**os.environ, "TMPDIR": str(tmp_path)},
@@ -350,7 +345,7 @@ def test_a_demonstration_that_is_killed(tmp_path: Path, word: str) -> None:
         text=True,
     )
     assert process.stdout
-    while word not in (line := process.stdout.readline()):
+    while "the consumer connects" not in (line := process.stdout.readline()):
         assert line
     process.kill()
     process.communicate()
