@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 __all__ = ["Interface", "LocalConfig", "LocalDataServer"]
 
+TIDY_S = 10.0  # between looks at the proxies' logs
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 
@@ -52,6 +53,7 @@ class LocalDataServer:
         self._tunnels: dict[str, Tunnel] = {}
         self._watches: set[_Watch] = set()
         self._lock: int | None = None
+        self._tidying: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Make the directory, and take up the tunnels that an earlier server left there.
@@ -63,6 +65,13 @@ class LocalDataServer:
         await asyncio.to_thread(self.backends)  # looks at the proxies once, before anyone waits for it
         left = [path for path in self._config.directory.iterdir() if path.is_dir()]
         await asyncio.gather(*(self._adopt(path) for path in left))
+        self._tidying = asyncio.create_task(self._tidy())
+
+    async def _tidy(self) -> None:
+        while True:
+            await asyncio.sleep(TIDY_S)
+            for tunnel in list(self._tunnels.values()):
+                tunnel.bound_logs()
 
     def configure(self, config: LocalConfig) -> None:
         """Take other settings for the tunnels to come; directory, networks, ports and launcher stay as they are."""
@@ -76,6 +85,8 @@ class LocalDataServer:
 
     def let_go(self) -> None:
         """Close, and leave all tunnels running for the server that opens the directory next."""
+        if self._tidying is not None:
+            self._tidying.cancel()
         for tunnel in self._tunnels.values():
             tunnel.release_hold()
         self._tunnels.clear()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+MOST_BYTES = 8 * 2**20  # of the disk, for one proxy's log
 _CHUNK = 64 * 1024
 _TAIL = 1024 * 1024
 _LINES, _WIDTH = 5, 300
@@ -35,6 +37,19 @@ class SessionLog:
         except OSError:
             return 0
 
+    def bound(self) -> None:
+        """Empty the log when it takes too much room: who knocks at a WAN port writes a line without any right to.
+
+        In place, because the proxy has it open. One that does not append leaves a hole before its next line, which
+        takes no room.
+        """
+        try:
+            if self.path.stat().st_blocks * 512 > MOST_BYTES:
+                self.last()
+                os.truncate(self.path, 0)
+        except OSError:
+            return
+
     def since(self, offset: int = 0) -> str:
         """What was logged after an offset; only the end of it when it is long."""
         try:
@@ -46,6 +61,8 @@ class SessionLog:
 
     def last(self) -> Negotiated:
         """The TLS of the last session that the log tells of."""
+        if self.size() < self._offset:
+            self._offset = 0
         try:
             with self.path.open("rb") as file:
                 file.seek(self._offset)
@@ -64,5 +81,5 @@ class SessionLog:
 
 def last_words(log: str) -> str:
     """Quote the end of a log at the end of a message; nothing for an empty log."""
-    lines = [ascii(line)[1:-1][:_WIDTH] for line in log.splitlines() if line.strip()]
+    lines = [ascii(line)[1:-1][:_WIDTH] for line in log.replace("\0", "").splitlines() if line.strip()]
     return ": " + " | ".join(lines[-_LINES:]) if lines else "; its log is empty"

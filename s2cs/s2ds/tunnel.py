@@ -79,6 +79,11 @@ class Tunnel:
             tls_cipher=self._negotiated.cipher,
         )
 
+    def bound_logs(self) -> None:
+        """Keep the proxies' logs from filling the disk."""
+        for proxy in self._proxies:
+            proxy.log.bound()
+
     @property
     def _proxies(self) -> list[Proxy]:
         return [*([self._proxy] if self._proxy else []), *self._draining]

@@ -20,7 +20,8 @@ import pytest
 
 import s2cs.s2ds.backends
 import s2cs.s2ds.launchers
-from s2cs.s2ds import procfs
+from s2cs.s2ds import local as local_module
+from s2cs.s2ds import logs, procfs
 from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.backends.base import Backend
 from s2cs.s2ds.config import Interface, LocalConfig
@@ -279,6 +280,8 @@ async def test_workers_that_outlived_their_master_unwatched_are_ended(tmp_path: 
     kind = flavour("nginx")
     async with left_by_a_killed_server(kind, tmp_path, range_) as (pids, _):
         os.kill(pids[0], signal.SIGKILL)
+        while procfs.alive(pids[0]):
+            await asyncio.sleep(0.01)
         async with local(config(tmp_path, range_, kind)) as server:
             found = {status.id: status for status in await server.list()}
             assert found["x"].state is TunnelState.RUNNING
@@ -382,3 +385,23 @@ def test_bad_settings(tmp_path: Path) -> None:
         LocalConfig(tmp_path, lo, lo, PortRange(1, 2), ciphers=("RC4",))
     with pytest.raises(InvalidArgument, match="directory"):
         LocalConfig(tmp_path / 'a";b', lo, lo, PortRange(1, 2))
+
+
+async def test_strangers_who_knock_do_not_fill_the_disk(
+    kind: Flavour, tmp_path: Path, range_: PortRange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "MOST_BYTES", 20_000)
+    monkeypatch.setattr(local_module, "TIDY_S", 0.05)
+    session = Session()
+    async with local(config(tmp_path, range_, kind)) as server:
+        reserved = await server.reserve(session.spec(Role.PROD, id="x"))
+        await server.start("x", session.bridge(reserved, Role.PROD, NOBODY))
+        host, port = str(reserved.listeners[0]).split(":")
+        written = 0
+        for _ in range(400):
+            with socket.create_connection((host, int(port)), 10) as stranger:
+                stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            await asyncio.sleep(0.005)
+            written = max(written, *(path.stat().st_blocks * 512 for path in (tmp_path / "x").glob("*.log")))
+        assert 0 < written < 100_000
+        assert (await server.list())[0].state is TunnelState.RUNNING
