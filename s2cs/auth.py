@@ -35,6 +35,17 @@ class KeyHolder:
         return bool(hello_key_sha256) and hmac.compare_digest(self.key_sha256, hello_key_sha256)
 
 
+def user_only(caller: Caller | KeyHolder) -> Caller:
+    """Give the caller back if it is a user.
+
+    Raises:
+        Unauthenticated: it has a key, or a token that is nobody's.
+    """
+    if isinstance(caller, KeyHolder):
+        raise Unauthenticated("the token is not a user's at this gateway; ask its operator for one")
+    return caller
+
+
 def digest(token: str) -> bytes:
     """Hash a token for keeping. Tokens have 256 random bits, so no salt and no slow hash are needed."""
     return hashlib.sha256(token.encode()).digest()

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Iterable
 from math import inf
 
 from s2cs import admission
-from s2cs.auth import Caller, KeyHolder
+from s2cs.auth import Caller, KeyHolder, user_only
 from s2cs.clock import Clock
 from s2cs.effects import carry_out, meaning, reconciled
 from s2cs.live import Item, Live, News
@@ -28,7 +28,6 @@ from scistream.errors import (
     DeadlineExceeded,
     FailedPrecondition,
     ScistreamError,
-    Unauthenticated,
     Unavailable,
 )
 from scistream.machine import (
@@ -113,7 +112,7 @@ class Gateway:
             DeadlineExceeded: Hello was waited for and did not come; what was taken is given back.
             InvalidArgument, FailedPrecondition, PermissionDenied, ResourceExhausted: it cannot be had; nothing is kept.
         """
-        owner = self.user(caller)
+        owner = user_only(caller)
         await check_request(self.settings, request)
         while (live := self._sessions.latest(owner.name, request.uid)) and live.session.state is State.CLOSING:
             await live.until(lambda session: session.state.ended)
@@ -167,7 +166,7 @@ class Gateway:
             InvalidArgument, FailedPrecondition, PermissionDenied: not this way, not now, not there.
             Unavailable: the proxy does not come up; the session FAILs and gives everything back.
         """
-        live = self._sessions.find(self.user(caller), uid)
+        live = self._sessions.find(user_only(caller), uid)
         session = live.session
         check_role(session, role)
         endpoints = parse_endpoints(addresses)
@@ -195,7 +194,7 @@ class Gateway:
             InvalidArgument, FailedPrecondition: not this way, or not now.
             Unavailable: the data server refuses; the session goes on as it was.
         """
-        live = self._sessions.find(self.user(caller), uid)
+        live = self._sessions.find(user_only(caller), uid)
         check_lease(self.settings.limits, lease_s)
         Certificate.from_der(trust_anchor)
         await self._settled(live)
@@ -211,7 +210,7 @@ class Gateway:
         Raises:
             NotFound: no such session of this caller.
         """
-        user = self.user(caller)
+        user = user_only(caller)
         live = self._sessions.find(user, uid)
         by = "its user" if live.session.owner == user.name else "an admin"
         self._apply(live, Release(f"released by {by}"))
@@ -223,7 +222,7 @@ class Gateway:
         Raises:
             NotFound: a uid was given, and the caller has no such session.
         """
-        user = self.user(caller)
+        user = user_only(caller)
         if uid:
             found = [self._sessions.find(user, Uid(uid))]
         else:
@@ -239,16 +238,6 @@ class Gateway:
             NotFound, Unauthenticated: no such session of this caller.
         """
         return self._sessions.find(caller, uid).watch()
-
-    def user(self, caller: Caller | KeyHolder) -> Caller:
-        """Give the caller back who is a user.
-
-        Raises:
-            Unauthenticated: it has credentials, but no user's.
-        """
-        if isinstance(caller, KeyHolder):
-            raise Unauthenticated("the token is not a user's at this gateway; ask its operator for one")
-        return caller
 
     def _foresee(self, session: Session, event: Event, endpoints: Iterable[Endpoint]) -> None:
         """Refuse early what the rules refuse anyway. Of names, only too many: they are not resolved to be refused."""

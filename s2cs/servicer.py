@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 import scistream
-from s2cs.auth import Caller, KeyHolder, identify
+from s2cs.auth import Caller, KeyHolder, identify, user_only
 from s2cs.gateway import Gateway
 from s2cs.live import Item, News
 from s2cs.s2ds.contract import TunnelStatus
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _caller: ContextVar[Caller | KeyHolder] = ContextVar("caller")
 _OPEN_TO_ALL = "/grpc.health.v1.Health/"
+_OPEN_TO_KEYS = ("/scistream.Control/hello", "/scistream.Control/watch")  # whose session it is, is seen there
 _KINDS = {
     News.STATE: pb.SessionEvent.STATE,
     News.PROD_LISTENERS: pb.SessionEvent.PROD_LISTENERS,
@@ -59,7 +60,7 @@ class Door(grpc.aio.ServerInterceptor):
     def _guard_unary(self, inner: Any, decode: Any, method: str) -> Any:
         async def guarded(request: Any, context: Any) -> Any:
             try:
-                self._identify(context)
+                self._identify(context, method)
                 return await inner(_read(decode, request), context)
             except Exception as error:
                 await self._refuse(error, context, method)
@@ -69,7 +70,7 @@ class Door(grpc.aio.ServerInterceptor):
     def _guard_stream(self, inner: Any, decode: Any, method: str) -> Any:
         async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
             try:
-                self._identify(context)
+                self._identify(context, method)
                 async for item in inner(_read(decode, request), context):
                     yield item
             except Exception as error:
@@ -77,11 +78,12 @@ class Door(grpc.aio.ServerInterceptor):
 
         return guarded
 
-    def _identify(self, context: Any) -> None:
+    def _identify(self, context: Any, method: str) -> None:
         values = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
         if len(values) > 1:
             raise Unauthenticated("there is more than one authorization; send one")
-        _caller.set(identify(self._store, values[0] if values else ""))
+        caller = identify(self._store, values[0] if values else "")
+        _caller.set(caller if method in _OPEN_TO_KEYS else user_only(caller))
 
     async def _refuse(self, error: Exception, context: Any, method: str) -> None:
         if isinstance(error, grpc.aio.AbortError):
@@ -158,7 +160,7 @@ class Servicer(ControlServicer):
     async def describe(self, request: pb.DescribeRequest, context: Any) -> pb.GatewayDescription:
         """What the gateway is, and who the caller is to it."""
         settings, server = self._gateway.settings, self._gateway.data_server
-        caller = self._gateway.user(_caller.get())
+        caller = user_only(_caller.get())
         return pb.GatewayDescription(
             name=settings.server.name,
             version=scistream.__version__,

@@ -91,7 +91,7 @@ class Tunnel:
     @property
     def ended(self) -> bool:
         """True when everything is given back."""
-        return self._stopping is not None and self._stopping.done()
+        return self._stopping is not None and self._stopping.done() and not self._stopping.exception()
 
     async def adopt(self) -> None:
         """Take up what an earlier server left: keep the proxy that lives, start it again if it died."""
@@ -160,7 +160,7 @@ class Tunnel:
 
     async def stop(self) -> None:
         """End everything and give it back. Goes on to its end whoever stops waiting for it."""
-        if self._stopping is None:
+        if self._stopping is None or (self._stopping.done() and not self.ended):
             self._stopping = asyncio.create_task(self._end())
         await asyncio.shield(self._stopping)
 
@@ -227,6 +227,8 @@ class Tunnel:
         await asyncio.gather(*(p.process.stop(self.backend.drain, self._config.grace_s) for p in self._proxies))
         self.listeners.close()
         shutil.rmtree(self._directory, ignore_errors=True)
+        if self._directory.exists():  # without descriptors a directory cannot be read; it holds the key
+            raise Unavailable(f"{self._directory} cannot be removed now; it is tried again")
 
     async def _launch(self) -> Proxy:
         """Start the proxy on the sockets, with the files in force; return when it serves, or leave nothing."""

@@ -389,6 +389,11 @@ class TestChannel:
             reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
             ask = [reflection_pb2.ServerReflectionRequest(list_services="")]
             refused(Code.UNAUTHENTICATED, lambda: list(reflection.ServerReflectionInfo(iter(ask), timeout=10)))
+            madeup = [("authorization", "Bearer made-up")]
+            refused(
+                Code.UNAUTHENTICATED,
+                lambda: list(reflection.ServerReflectionInfo(iter(ask), timeout=10, metadata=madeup)),
+            )
             metadata = [("authorization", f"Bearer {server.token}")]
             (answer,) = reflection.ServerReflectionInfo(iter(ask), timeout=10, metadata=metadata)
             assert "scistream.Control" in [s.name for s in answer.list_services_response.service]
