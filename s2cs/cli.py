@@ -18,7 +18,7 @@ import click
 
 import scistream
 from scistream.errors import DeadlineExceeded, ScistreamError, Unavailable
-from scistream.streams import open_streams
+from scistream.streams import open_streams, settle
 from scistream.vocabulary import printable
 
 if TYPE_CHECKING:
@@ -296,3 +296,5 @@ def main() -> None:
     except OSError as error:
         click.echo(f"s2cs: {error.filename or 'the output'} cannot be used: {error.strerror}", err=True)
         sys.exit(1)
+    finally:
+        settle()

@@ -13,7 +13,7 @@ import click
 import scistream
 from s2uc.commands.common import Group, Settings, Stopped, remark
 from scistream.errors import ScistreamError
-from scistream.streams import open_streams
+from scistream.streams import open_streams, settle
 from scistream.vocabulary import printable
 
 INTERRUPTED = 130
@@ -80,7 +80,8 @@ def main() -> None:
     open_streams()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored nobody hears how a child ended
     settings = Settings()
-    sys.exit(_run(settings))
+    status = _run(settings)
+    sys.exit(status if settle() else status or 1)
 
 
 def _run(settings: Settings) -> int:

@@ -68,7 +68,7 @@ def run(tmp_path: Path, rounds: int, seed: int) -> None:
 
 
 def test_a_few_times(tmp_path: Path) -> None:
-    run(tmp_path, 6, 1)
+    run(tmp_path, 3, 1)
 
 
 @pytest.mark.soak

@@ -263,8 +263,9 @@ def test_sigterm_releases_everything(tmp_path: Path) -> None:
             assert running.leftovers() == {}
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("backend", "number"), [*((backend, signal.SIGKILL) for backend in BACKENDS), ("nginx", signal.SIGTERM)]
+)
 def test_streams_outlive_the_control_server(tmp_path: Path, backend: str, number: signal.Signals) -> None:
     keep = {"SCISTREAM_SERVER__ON_SHUTDOWN": "keep"}
     with (
