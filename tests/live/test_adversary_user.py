@@ -317,14 +317,17 @@ def test_signals_of_batch_systems_reach_the_application(
 ) -> None:
     running.user.s2uc(*_REQUEST, "--prod-listeners", str(producer.endpoint), "--uid", "batch")
     name = number.name.removeprefix("SIG")
-    script = f"trap 'exit 5' {name}; echo ready; while :; do sleep 0.05; done"
+    script = f"trap 'exit 5' {name}; echo ready; for i in $(seq 1000); do sleep 0.05; done"  # ends by itself at last
     process = running.user.start("--quiet", "run", "--role", "consumer", "batch", "--", "sh", "-c", script)
     assert process.stdout
     assert process.stdout.readline() == "ready\n"
-    process.send_signal(number)
-    process.communicate(timeout=30)
-    assert process.returncode == 5
-    running.user.s2uc("release", "batch")
+    try:
+        process.send_signal(number)
+        process.communicate(timeout=30)
+        assert process.returncode == 5
+    finally:
+        process.kill()
+        running.user.s2uc("release", "batch")
 
 
 def test_placeholders_that_are_none(running: Facilities, producer: Echo) -> None:
