@@ -6,10 +6,14 @@ import hashlib
 import hmac
 import re
 import secrets
+import time
 from dataclasses import dataclass
+from math import inf
 
 from s2cs.store import Store
-from scistream.errors import InvalidArgument, Unauthenticated
+from s2cs.users import SCOPES, Rank
+from scistream.errors import InvalidArgument, PermissionDenied, Unauthenticated
+from scistream.machine import Owner
 from scistream.vocabulary import shown
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,62}")
@@ -18,10 +22,40 @@ _NOBODY = ("", "INVALID_TOKEN")  # what clients send that have none
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A user of this gateway."""
+    """A user of this gateway, and what its credentials are good for."""
 
-    name: str
-    admin: bool = False
+    name: str  # what is shown, and what the policy names
+    id: str  # what owns sessions; a name that is removed and added again has another
+    role: Rank = Rank.USER  # towards others' sessions, with these credentials
+    groups: frozenset[str] = frozenset()
+    scopes: frozenset[str] = frozenset(SCOPES)
+    method: str = "token"
+    expires_at: float = inf  # wall clock
+
+    @property
+    def admin(self) -> bool:
+        """True when everything is allowed."""
+        return self.role is Rank.ADMIN
+
+    @property
+    def operator(self) -> bool:
+        """True when others' sessions may be listed, watched and released."""
+        return self.role >= Rank.OPERATOR
+
+    @property
+    def owner(self) -> Owner:
+        """The caller as the owner of a session."""
+        return Owner(self.id, self.name, self.groups)
+
+    def needs(self, scope: str) -> Caller:
+        """Give the caller back if its credentials are for this.
+
+        Raises:
+            PermissionDenied: they are not.
+        """
+        if scope and scope not in self.scopes and not (scope == "read" and "sessions" in self.scopes):
+            raise PermissionDenied(f"this needs credentials with the scope {scope}; yours have {_listed(self.scopes)}")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +80,10 @@ def user_only(caller: Caller | KeyHolder) -> Caller:
     return caller
 
 
+def _listed(names: frozenset[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
 def digest(token: str) -> bytes:
     """Hash a token for keeping. Tokens have 256 random bits, so no salt and no slow hash are needed."""
     return hashlib.sha256(token.encode()).digest()
@@ -56,14 +94,14 @@ def new_token() -> str:
     return "s2t_" + secrets.token_urlsafe(32)
 
 
-def check_user_name(name: str) -> str:
-    """Give the name back when it can be a user's.
+def check_name(name: str, what: str = "user") -> str:
+    """Give the name back when it can be a user's, or a group's.
 
     Raises:
         InvalidArgument: it cannot.
     """
     if not _NAME.fullmatch(name):
-        raise InvalidArgument(f"user name {shown(name)} is not 1 to 63 letters, digits and . _ @ + -")
+        raise InvalidArgument(f"{what} name {shown(name)} is not 1 to 63 letters, digits and . _ @ + -")
     return name
 
 
@@ -71,10 +109,19 @@ def identify(store: Store, authorization: str) -> Caller | KeyHolder:
     """Find out who calls, from the metadata `authorization`: `Bearer TOKEN`, or the bare token.
 
     Raises:
-        Unauthenticated: there are no credentials.
+        Unauthenticated: there are no credentials, or they have expired.
+        PermissionDenied: the user is disabled.
     """
     token = authorization.removeprefix("Bearer ").strip()
     if token in _NOBODY:
         raise Unauthenticated("this gateway wants a token; add one with: s2uc login GATEWAY --token-file FILE")
-    user = store.user_by_token(digest(token))
-    return Caller(user.name, user.admin) if user else KeyHolder(digest(token))
+    found = store.users.by_token(digest(token))
+    if found is None:
+        return KeyHolder(digest(token))
+    user, known = found
+    if time.time() >= known.expires_at:
+        raise Unauthenticated(f"the token {known.id} of user {user.name} has expired; ask the operator for a new one")
+    if user.disabled:
+        raise PermissionDenied(f"user {user.name} is disabled at this gateway; ask its operator why")
+    role = user.rank if "admin" in known.scopes else Rank.USER
+    return Caller(user.name, user.id, role, user.groups, known.scopes, expires_at=known.expires_at)

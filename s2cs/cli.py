@@ -9,47 +9,27 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 import scistream
+from s2cs.commands.common import CONTEXT, config_option, load, opened, utc
+from s2cs.commands.users import user
 from scistream.errors import DeadlineExceeded, ScistreamError, Unavailable
 from scistream.streams import open_streams, settle
 from scistream.vocabulary import printable
 
-if TYPE_CHECKING:
-    from s2cs.settings import Settings
-    from s2cs.store import Store
-
 _RELOAD_S = 10.0
-_CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
-_config_option = click.option(
-    "--config",
-    "file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The settings [default: s2cs.toml here, else /etc/scistream/s2cs.toml].",
-)
-
-
-def _load(file: Path | None) -> Settings:
-    from s2cs.settings import load  # noqa: PLC0415 - pydantic, which help needs not
-
-    return load(file)
-
-
-@click.group(context_settings=_CONTEXT, epilog="Try it: s2cs init DIR && s2cs serve --config DIR/s2cs.toml")
+@click.group(context_settings=CONTEXT, epilog="Try it: s2cs init DIR && s2cs serve --config DIR/s2cs.toml")
 @click.version_option(scistream.__version__, prog_name="s2cs")
 def cli() -> None:
     """Control server of a SciStream gateway: opens and closes ways between two facilities."""
 
 
-@cli.command(context_settings=_CONTEXT, short_help="Write settings, development certificates and a first user.")
+@cli.command(context_settings=CONTEXT, short_help="Write settings, development certificates and a first user.")
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--name", default="", help="This gateway's name [default: the host's].")
 @click.option("--host", "hosts", multiple=True, metavar="HOST", help="A name or address for the certificate; repeat.")
@@ -83,16 +63,16 @@ def init(
 
 
 @cli.command(
-    context_settings=_CONTEXT,
+    context_settings=CONTEXT,
     short_help="Look for everything that would keep the gateway from working.",
     epilog="Example: s2cs check --config gateway/s2cs.toml",
 )
-@_config_option
+@config_option
 def check(file: Path | None) -> None:
     """Look for everything that would keep the gateway from working; exit 0 or 1."""
     from s2cs.check import check as look  # noqa: PLC0415
 
-    findings = look(_load(file))
+    findings = look(load(file))
     for finding in findings:
         word = "FAULT" if not finding.ok else "warn " if finding.warning else "ok   "
         click.echo(f"{word} {finding.text}")
@@ -102,11 +82,11 @@ def check(file: Path | None) -> None:
 
 
 @cli.command(
-    context_settings=_CONTEXT,
+    context_settings=CONTEXT,
     short_help="Run the gateway until SIGTERM.",
     epilog="Example: s2cs serve --config gateway/s2cs.toml",
 )
-@_config_option
+@config_option
 @click.option("--verbose", "-v", is_flag=True, help="Log more.")
 def serve(file: Path | None, verbose: bool) -> None:
     """Run the gateway until SIGTERM; SIGHUP reads settings and certificate again."""
@@ -121,11 +101,11 @@ def serve(file: Path | None, verbose: bool) -> None:
 
 
 @cli.command(
-    context_settings=_CONTEXT,
+    context_settings=CONTEXT,
     short_help="Make the running gateway read settings and certificate again.",
     epilog="Example: s2cs reload --config gateway/s2cs.toml",
 )
-@_config_option
+@config_option
 def reload(file: Path | None) -> None:
     """Make the running gateway read its settings and certificate again.
 
@@ -133,12 +113,12 @@ def reload(file: Path | None) -> None:
     """
     from s2cs.server import RELOADED, read_certificate, running_pid  # noqa: PLC0415
 
-    settings = _load(file)
+    settings = load(file)
     read_certificate(settings)
     pid = running_pid(settings)
     if pid is None:
         raise Unavailable("no gateway runs on these settings; start it with: s2cs serve")
-    with _store(settings) as store:
+    with opened(settings) as store:
         before = store.fact(RELOADED)
         os.kill(pid, signal.SIGHUP)
         deadline = time.monotonic() + _RELOAD_S
@@ -154,103 +134,29 @@ def reload(file: Path | None) -> None:
         click.echo(f"these wait for a restart: {', '.join(outcome['restart'])}", err=True)
 
 
-@cli.command(context_settings=_CONTEXT, epilog="Example: s2cs drain --config gateway/s2cs.toml")
-@_config_option
+@cli.command(context_settings=CONTEXT, epilog="Example: s2cs drain --config gateway/s2cs.toml")
+@config_option
 @click.option("--off", is_flag=True, help="Take new sessions again.")
 def drain(file: Path | None, off: bool) -> None:
     """Take no new sessions; those there are go on to their end. Outlives a restart."""
     from s2cs.gateway import DRAINING  # noqa: PLC0415
 
-    with _store(_load(file)) as store:
+    with opened(load(file)) as store:
         store.note(DRAINING, "no" if off else "yes")
         left = sum(not session.state.ended for session in store.sessions())
     what = "new sessions are taken again" if off else "no new sessions are taken"
     click.echo(f"{what}; {left} {'is' if left == 1 else 'are'} there now", err=True)
 
 
-@cli.group(context_settings=_CONTEXT, epilog="Example: s2cs user add alice --token-file alice.token")
-def user() -> None:
-    """Users and their tokens."""
-
-
-@contextmanager
-def _store(settings: Settings) -> Iterator[Store]:
-    from s2cs.store import SqliteStore  # noqa: PLC0415
-
-    file = settings.server.state_dir / "s2cs.db"
-    if not file.parent.is_dir():
-        raise ScistreamError(f"state directory {file.parent} is not there; make a gateway first: s2cs init DIR")
-    store = SqliteStore(file)
-    try:
-        yield store
-    finally:
-        store.close()
-
-
-@user.command(context_settings=_CONTEXT)
-@click.argument("name")
-@click.option("--admin", is_flag=True, help="May see and release everybody's sessions.")
-@click.option(
-    "--token-file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the token into this new file, mode 0600 [default: print it].",
-)
-@_config_option
-def add(name: str, admin: bool, token_file: Path | None, file: Path | None) -> None:
-    """Add a user and print the new token, which is shown only this once.
-
-    Example: s2cs user add alice --token-file alice.token
-    """
-    from s2cs.auth import check_user_name, digest, new_token  # noqa: PLC0415
-
-    token = new_token()
-    with _store(_load(file)) as store:
-        store.add_user(check_user_name(name), admin, digest(token))
-        try:
-            if token_file:
-                with open(os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:  # noqa: PTH123
-                    out.write(f"{token}\n")
-            else:
-                click.echo(token)
-        except OSError:
-            store.remove_user(name)  # with a token that nobody has
-            raise
-    click.echo(f"added {'admin' if admin else 'user'} {name}; the token is not kept, so hand it over now", err=True)
-
-
-@user.command("list", context_settings=_CONTEXT, epilog="Example: s2cs user list --config gateway/s2cs.toml")
-@_config_option
-@click.option("--json", "as_json", is_flag=True, help="One JSON array on stdout.")
-def list_users(file: Path | None, as_json: bool) -> None:
-    """Show who may use this gateway."""
-    with _store(_load(file)) as store:
-        users = store.users()
-    if as_json:
-        click.echo(json.dumps([{"name": u.name, "admin": u.admin, "created_at": _utc(u.created_at)} for u in users]))
-        return
-    for found in users:
-        click.echo(f"{found.name:24} {'admin' if found.admin else 'user':8} since {_utc(found.created_at)}")
-
-
-@user.command(context_settings=_CONTEXT, epilog="Example: s2cs user remove alice")
-@click.argument("name")
-@_config_option
-def remove(name: str, file: Path | None) -> None:
-    """Remove a user: the token is refused from now on."""
-    with _store(_load(file)) as store:
-        store.remove_user(name)
-    click.echo(f"removed user {name}", err=True)
-
-
-@cli.command(context_settings=_CONTEXT, epilog="Example: s2cs sessions --all")
-@_config_option
+@cli.command(context_settings=CONTEXT, epilog="Example: s2cs sessions --all")
+@config_option
 @click.option("--all", "everything", is_flag=True, help="Ended sessions, too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON array on stdout.")
 def sessions(file: Path | None, everything: bool, as_json: bool) -> None:
     """Show the sessions of this gateway."""
     from s2cs.clock import Clock  # noqa: PLC0415
 
-    with _store(_load(file)) as store:
+    with opened(load(file)) as store:
         found = [s for s in store.sessions() if everything or not s.state.ended]
         clock = Clock.of(store)
     if as_json:
@@ -259,12 +165,12 @@ def sessions(file: Path | None, everything: bool, as_json: bool) -> None:
                 "uid": s.uid,
                 "role": s.role,
                 "state": s.state,
-                "owner": s.owner,
+                "owner": s.owner.name,
                 "backend": s.backend,
                 "listeners": [str(x) for x in s.listeners],
                 "targets": [str(x) for x in s.targets],
-                "created_at": _utc(clock.wall(s.created_at)),
-                "expires_at": _utc(clock.wall(s.expires_at)),
+                "created_at": utc(clock.wall(s.created_at)),
+                "expires_at": utc(clock.wall(s.expires_at)),
                 "reason": s.reason,
             }
             for s in found
@@ -273,15 +179,14 @@ def sessions(file: Path | None, everything: bool, as_json: bool) -> None:
         return
     for s in found:
         click.echo(
-            f"{s.uid:36} {s.role:4} {s.state:10} {s.owner:12} {s.backend:8} x{s.request.num_conn:<4} "
-            f"until {_utc(clock.wall(s.expires_at))} {printable(s.reason)}".rstrip()
+            f"{s.uid:36} {s.role:4} {s.state:10} {s.owner.name:12} {s.backend:8} x{s.request.num_conn:<4} "
+            f"until {utc(clock.wall(s.expires_at))} {printable(s.reason)}".rstrip()
         )
     if not found:
         click.echo("no sessions", err=True)
 
 
-def _utc(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+cli.add_command(user)
 
 
 def main() -> None:

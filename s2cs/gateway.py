@@ -114,7 +114,7 @@ class Gateway:
         """
         owner = user_only(caller)
         await check_request(self.settings, request)
-        while (live := self._sessions.latest(owner.name, request.uid)) and live.session.state is State.CLOSING:
+        while (live := self._sessions.latest(owner.id, request.uid)) and live.session.state is State.CLOSING:
             await live.until(lambda session: session.state.ended)
         if live is None or live.session.state.ended:
             live = self._open(owner, request)
@@ -212,12 +212,12 @@ class Gateway:
         """
         user = user_only(caller)
         live = self._sessions.find(user, uid)
-        by = "its user" if live.session.owner == user.name else "an admin"
+        by = "its user" if live.session.owner.id == user.id else f"an {user.role}"
         self._apply(live, Release(f"released by {by}"))
         return await live.until(lambda session: session.state.ended)
 
     async def list(self, caller: Caller | KeyHolder, uid: str = "") -> list[tuple[Session, TunnelStatus | None]]:
-        """Give the caller's sessions, or everybody's to an admin, newest last.
+        """Give the caller's sessions, or everybody's to an operator, newest last.
 
         Raises:
             NotFound: a uid was given, and the caller has no such session.
@@ -226,7 +226,7 @@ class Gateway:
         if uid:
             found = [self._sessions.find(user, Uid(uid))]
         else:
-            found = [live for live in self._sessions if user.admin or live.session.owner == user.name]
+            found = [live for live in self._sessions if user.operator or live.session.owner.id == user.id]
         running = [live.session.id for live in found if not live.session.state.ended]
         tunnels = {status.id: status for status in await self.data_server.list(*running)} if running else {}
         return [(live.session, tunnels.get(live.session.id)) for live in found]
@@ -254,7 +254,7 @@ class Gateway:
         admission.admit(limits, (live.session for live in self._sessions.running), request)
         waits = Waits(hello=limits.hello_wait, update=limits.update_wait)
         lease_s = request.lease_s or limits.default_lease
-        session = open_session(secrets.token_hex(8), owner.name, request, self.clock.now(), lease_s, waits)
+        session = open_session(secrets.token_hex(8), owner.owner, request, self.clock.now(), lease_s, waits)
         self._sessions.save(session)
         live = Live(session)
         self._sessions.keep(live)

@@ -29,6 +29,15 @@ log = logging.getLogger(__name__)
 _caller: ContextVar[Caller | KeyHolder] = ContextVar("caller")
 _OPEN_TO_ALL = "/grpc.health.v1.Health/"
 _OPEN_TO_KEYS = ("/scistream.Control/hello", "/scistream.Control/watch")  # whose session it is, is seen there
+_SCOPES = {  # what each method needs; those that are not named are for any user
+    "/scistream.Control/req": "sessions",
+    "/scistream.Control/hello": "sessions",
+    "/scistream.Control/update": "sessions",
+    "/scistream.Control/renew": "sessions",
+    "/scistream.Control/release": "sessions",
+    "/scistream.Control/list": "read",
+    "/scistream.Control/watch": "read",
+}
 _KINDS = {
     News.STATE: pb.SessionEvent.STATE,
     News.PROD_LISTENERS: pb.SessionEvent.PROD_LISTENERS,
@@ -83,7 +92,9 @@ class Door(grpc.aio.ServerInterceptor):
         if len(values) > 1:
             raise Unauthenticated("there is more than one authorization; send one")
         caller = identify(self._store, values[0] if values else "")
-        _caller.set(caller if method in _OPEN_TO_KEYS else user_only(caller))
+        if isinstance(caller, Caller) or method not in _OPEN_TO_KEYS:
+            caller = user_only(caller).needs(_SCOPES.get(method, ""))
+        _caller.set(caller)
 
     async def _refuse(self, error: Exception, context: Any, method: str) -> None:
         if isinstance(error, grpc.aio.AbortError):
@@ -202,7 +213,7 @@ class Servicer(ControlServicer):
             role=session.role,
             state=session.state,
             reason=session.reason,
-            owner=session.owner,
+            owner=session.owner.name,
             backend=session.backend,
             backend_version=tunnel.backend_version if tunnel else "",
             protocol=request.protocol,

@@ -21,7 +21,7 @@ class Sessions:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._by_id: dict[str, Live] = {}
-        self._latest: dict[tuple[str, Uid], Live] = {}  # by owner and uid
+        self._latest: dict[tuple[str, Uid], Live] = {}  # by the owner's id and uid
         self._unsaved: set[str] = set()  # those whose last change the store could not take
 
     def __iter__(self) -> Iterator[Live]:
@@ -40,9 +40,9 @@ class Sessions:
         """Look a session up by the gateway's own name for it."""
         return self._by_id.get(id)
 
-    def latest(self, owner: str, uid: Uid) -> Live | None:
+    def latest(self, owner_id: str, uid: Uid) -> Live | None:
         """Look an owner's session up."""
-        return self._latest.get((owner, uid))
+        return self._latest.get((owner_id, uid))
 
     def find(self, caller: Caller | KeyHolder, uid: Uid) -> Live:
         """Find a session that the caller may touch; another's looks as if it did not exist.
@@ -57,8 +57,8 @@ class Sessions:
                 if caller.opens(live.session.request.hello_key_sha256):
                     return live
             raise Unauthenticated(f"the credentials are neither a user's token nor the key of session {uid}")
-        found = self.latest(caller.name, uid)
-        if found is None and caller.admin:
+        found = self.latest(caller.id, uid)
+        if found is None and caller.operator:
             found = max(same, key=lambda live: (not live.session.state.ended, live.session.created_at), default=None)
         if found is None:
             raise NotFound(f"there is no session {uid} of yours at this gateway; s2uc list shows what there is")
@@ -67,18 +67,18 @@ class Sessions:
     def keep(self, live: Live) -> None:
         """Know a session from now on, and forget the one that it takes the place of."""
         session = live.session
-        earlier = self.latest(session.owner, session.uid)
+        earlier = self.latest(session.owner.id, session.uid)
         if earlier is not None:
             self.forget(earlier)
         self._by_id[session.id] = live
-        self._latest[session.owner, session.uid] = live
+        self._latest[session.owner.id, session.uid] = live
 
     def forget(self, live: Live) -> None:
         """Know a session no longer."""
         session = live.session
         self._by_id.pop(session.id, None)
-        if self.latest(session.owner, session.uid) is live:
-            del self._latest[session.owner, session.uid]
+        if self.latest(session.owner.id, session.uid) is live:
+            del self._latest[session.owner.id, session.uid]
         try:
             self._store.delete(session.id)
         except (ResourceExhausted, Unavailable):

@@ -12,6 +12,7 @@ import psutil
 from s2cs.auth import digest, new_token
 from s2cs.settings import GATEWAY_NAME
 from s2cs.store import SqliteStore
+from s2cs.users import Rank, Token, User
 from scistream.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from scistream.vocabulary import Endpoint, PortRange, shown
 from scistream.x509 import DevelopmentCA
@@ -126,10 +127,10 @@ def _write_all(directory: Path, settings: str, name: str, names: list[str]) -> N
     _write(certs / "server.key", key.pem, 0o600)
     store = SqliteStore(state / "s2cs.db")
     try:
-        if any(user.name == "admin" for user in store.users()):
-            store.remove_user("admin")
+        if any(user.name == "admin" for user in store.users.all()):
+            store.users.remove("admin")
         token = new_token()
-        store.add_user("admin", True, digest(token))
+        store.users.add(User.new("admin", Rank.ADMIN), Token.new(digest(token)))
     finally:
         store.close()
     _write(directory / "token", f"{token}\n".encode(), 0o600)

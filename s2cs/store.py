@@ -9,16 +9,15 @@ from __future__ import annotations
 import base64
 import json
 import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from scistream.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
-from scistream.machine import Proof, Request, Route, Session, State, Waits
+from s2cs.users import SqliteUsers, Users
+from scistream.errors import FailedPrecondition, ResourceExhausted, Unavailable
+from scistream.machine import Owner, Proof, Request, Route, Session, State, Waits
 from scistream.vocabulary import Rate, Role, Uid, parse_endpoints
 
 # What each schema version adds to the one before; a file of an earlier version is brought forward at start.
@@ -30,16 +29,30 @@ MIGRATIONS = (
     CREATE TABLE sessions (id TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
     """,
     "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;",
+    # Users get an id that outlives the name, and several tokens; sessions belong to the id.
+    """
+    ALTER TABLE users RENAME TO old_users;
+    CREATE TABLE users (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, rank INTEGER NOT NULL, groups TEXT NOT NULL,
+        disabled INTEGER NOT NULL, created_at REAL NOT NULL
+    ) STRICT;
+    CREATE TABLE tokens (
+        id TEXT PRIMARY KEY, user_id TEXT NOT NULL, sha256 BLOB NOT NULL UNIQUE, scopes TEXT NOT NULL,
+        created_at REAL NOT NULL, expires_at REAL NOT NULL, used_at REAL NOT NULL
+    ) STRICT;
+    INSERT INTO users
+        SELECT 'local:' || lower(hex(randomblob(8))), name, CASE admin WHEN 0 THEN 0 ELSE 2 END, '', 0, created_at
+        FROM old_users;
+    INSERT INTO tokens
+        SELECT lower(hex(randomblob(4))), users.id, token_sha256, 'admin read sessions', users.created_at, 9e999, 0
+        FROM old_users JOIN users USING (name);
+    DROP TABLE old_users;
+    UPDATE sessions SET body = json_set(body, '$.owner', json_object(
+        'id', coalesce((SELECT id FROM users WHERE name = json_extract(body, '$.owner')), ''),
+        'name', json_extract(body, '$.owner'), 'groups', json_array()
+    ));
+    """,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    """Somebody who may ask this gateway for something."""
-
-    name: str
-    admin: bool
-    created_at: float
 
 
 class Store(Protocol):
@@ -49,31 +62,13 @@ class Store(Protocol):
     nothing is changed then.
     """
 
+    @property
+    def users(self) -> Users:
+        """The users and their tokens."""
+        ...
+
     def close(self) -> None:
         """Let go of it."""
-
-    def add_user(self, name: str, admin: bool, token_sha256: bytes) -> User:
-        """Add a user.
-
-        Raises:
-            AlreadyExists: there is one of that name.
-        """
-        ...
-
-    def remove_user(self, name: str) -> None:
-        """Remove a user.
-
-        Raises:
-            NotFound: there is none of that name.
-        """
-
-    def users(self) -> list[User]:
-        """All users, by name."""
-        ...
-
-    def user_by_token(self, token_sha256: bytes) -> User | None:
-        """The user whose token has this SHA-256."""
-        ...
 
     def save(self, session: Session) -> None:
         """Write a session down as it is now."""
@@ -104,6 +99,7 @@ class SqliteStore:
         self.file = file
         try:
             self._db = sqlite3.connect(file, isolation_level=None, timeout=10)
+            self.users = SqliteUsers(self._db, self._faults)
             try:
                 self._open()
             except BaseException:
@@ -145,36 +141,6 @@ class SqliteStore:
         """Let go of the file."""
         self._db.close()
 
-    def add_user(self, name: str, admin: bool, token_sha256: bytes) -> User:
-        """Add a user."""
-        user = User(name, admin, time.time())
-        try:
-            with self._faults():
-                self._db.execute("INSERT INTO users VALUES (?, ?, ?, ?)", (name, admin, token_sha256, user.created_at))
-        except sqlite3.IntegrityError:
-            raise AlreadyExists(f"there is a user {name} already; remove it first: s2cs user remove {name}") from None
-        return user
-
-    def remove_user(self, name: str) -> None:
-        """Remove a user."""
-        with self._faults():
-            if not self._db.execute("DELETE FROM users WHERE name = ?", (name,)).rowcount:
-                raise NotFound(f"there is no user {name}; s2cs user list shows who there is")
-
-    def users(self) -> list[User]:
-        """All users, by name."""
-        with self._faults():
-            rows = self._db.execute("SELECT name, admin, created_at FROM users ORDER BY name").fetchall()
-        return [User(name, bool(admin), created_at) for name, admin, created_at in rows]
-
-    def user_by_token(self, token_sha256: bytes) -> User | None:
-        """The user whose token has this SHA-256."""
-        with self._faults():
-            row = self._db.execute(
-                "SELECT name, admin, created_at FROM users WHERE token_sha256 = ?", (token_sha256,)
-            ).fetchone()
-        return User(row[0], bool(row[1]), row[2]) if row else None
-
     def save(self, session: Session) -> None:
         """Write a session down as it is now."""
         with self._faults():
@@ -204,10 +170,10 @@ class SqliteStore:
 
 
 def _dump(session: Session) -> str:
-    request = session.request
+    request, owner = session.request, session.owner
     body: dict[str, Any] = {
         "id": session.id,
-        "owner": session.owner,
+        "owner": {"id": owner.id, "name": owner.name, "groups": sorted(owner.groups)},
         "request": {
             "uid": request.uid,
             "role": request.role,
@@ -241,10 +207,10 @@ def _dump(session: Session) -> str:
 
 def _load(text: str) -> Session:
     body = json.loads(text)
-    request = body["request"]
+    request, owner = body["request"], body["owner"]
     return Session(
         id=body["id"],
-        owner=body["owner"],
+        owner=Owner(owner["id"], owner["name"], frozenset(owner["groups"])),
         request=Request(
             uid=Uid(request["uid"]),
             role=Role(request["role"]),

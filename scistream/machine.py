@@ -166,11 +166,20 @@ Route = tuple[tuple[Endpoint, ...], Proof, float]  # targets, credentials, end o
 
 
 @dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose a session is, as it was when the session was opened."""
+
+    id: str  # the same for ever, and never somebody else's
+    name: str  # for people and the policy
+    groups: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """One side of a session, as its gateway knows it. Times are seconds since the epoch."""
 
     id: str  # this gateway's own name for it: a uid may be used again, an id never is
-    owner: str
+    owner: Owner
     request: Request
     created_at: float
     expires_at: float
@@ -290,7 +299,7 @@ _WAITING_FOR = {
 }
 
 
-def open_session(id: str, owner: str, request: Request, now: float, lease_s: float, waits: Waits) -> Session:
+def open_session(id: str, owner: Owner, request: Request, now: float, lease_s: float, waits: Waits) -> Session:
     """Make the session that a REQ asks for; its first effect is RESERVE."""
     session = Session(id, owner, request, created_at=now, expires_at=now + lease_s, waits=waits)
     return _with_deadline(session, now)

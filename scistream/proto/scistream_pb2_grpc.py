@@ -123,7 +123,7 @@ class ControlServicer:
         raise NotImplementedError('Method not implemented!')
 
     def list(self, request, context):
-        """The caller's sessions; an admin's call lists everybody's.
+        """The caller's sessions; an operator's call lists everybody's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

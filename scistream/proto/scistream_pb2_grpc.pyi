@@ -50,7 +50,7 @@ class ControlStub:
     describe: _grpc.UnaryUnaryMultiCallable[_scistream_pb2.DescribeRequest, _scistream_pb2.GatewayDescription]
     """What this gateway is and can do, and who the caller is to it."""
     list: _grpc.UnaryUnaryMultiCallable[_scistream_pb2.ListRequest, _scistream_pb2.SessionList]
-    """The caller's sessions; an admin's call lists everybody's."""
+    """The caller's sessions; an operator's call lists everybody's."""
     watch: _grpc.UnaryStreamMultiCallable[_scistream_pb2.WatchRequest, _scistream_pb2.SessionEvent]
     """A session's events: first its present state, then each change, until it has ended."""
 
@@ -72,7 +72,7 @@ class ControlAsyncStub(ControlStub):
     describe: _aio.UnaryUnaryMultiCallable[_scistream_pb2.DescribeRequest, _scistream_pb2.GatewayDescription]  # type: ignore[assignment]
     """What this gateway is and can do, and who the caller is to it."""
     list: _aio.UnaryUnaryMultiCallable[_scistream_pb2.ListRequest, _scistream_pb2.SessionList]  # type: ignore[assignment]
-    """The caller's sessions; an admin's call lists everybody's."""
+    """The caller's sessions; an operator's call lists everybody's."""
     watch: _aio.UnaryStreamMultiCallable[_scistream_pb2.WatchRequest, _scistream_pb2.SessionEvent]  # type: ignore[assignment]
     """A session's events: first its present state, then each change, until it has ended."""
 
@@ -133,7 +133,7 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         request: _scistream_pb2.ListRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_scistream_pb2.SessionList, _abc.Awaitable[_scistream_pb2.SessionList]]:
-        """The caller's sessions; an admin's call lists everybody's."""
+        """The caller's sessions; an operator's call lists everybody's."""
 
     @_abc_1.abstractmethod
     def watch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -9,15 +10,48 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from types import MappingProxyType
 
 import pytest
 
 from s2cs.store import MIGRATIONS, SqliteStore, Store
+from s2cs.users import SCOPES, Rank, Token, User
 from scistream.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
-from scistream.machine import Proof, Request, Session, State, Waits
+from scistream.machine import Owner, Proof, Request, Session, State, Waits
 from scistream.vocabulary import Endpoint, Rate, Role, Uid
+
+# A session as the first version wrote it.
+_BODY = {
+    "request": {
+        "uid": "u-1",
+        "role": "PROD",
+        "num_conn": 1,
+        "rate": 0,
+        "protocol": "tcp",
+        "producer": "",
+        "consumer": "",
+        "lease_s": 60,
+        "backend": "",
+        "labels": {},
+        "hello_key_sha256": "",
+    },
+    "created_at": 1.0,
+    "expires_at": 61.0,
+    "waits": [30.0, 600.0, 120.0, 30.0, 30.0],
+    "state": "RELEASED",
+    "deadline": None,
+    "backend": "nginx",
+    "listeners": [],
+    "csr": "",
+    "prod_listeners": [],
+    "targets": [],
+    "proof": ["", "", ""],
+    "before_update": None,
+    "outcome": None,
+    "reason": "",
+}
 
 Opener = Callable[[], Store]
 
@@ -50,7 +84,7 @@ def session(id: str = "a", **changes: object) -> Session:
     )
     whole = Session(
         id=id,
-        owner="alice",
+        owner=Owner("local:1", "alice", frozenset({"beamline"})),
         request=request,
         created_at=1000.25,
         expires_at=2000.5,
@@ -96,18 +130,27 @@ def test_saving_replaces_and_deleting_forgets(store: Store) -> None:
 
 
 def test_users(opened: Opener, store: Store) -> None:
-    store.add_user("bob", False, b"b" * 32)
-    store.add_user("alice", True, b"a" * 32)
-    with pytest.raises(AlreadyExists):
-        store.add_user("bob", True, b"c" * 32)
+    bob, alice = User.new("bob", groups=["b", "a"]), User.new("alice", Rank.ADMIN)
+    tokens = Token.new(b"b" * 32), Token.new(b"a" * 32, ["read"], 2e9)
+    store.users.add(bob, tokens[0])
+    store.users.add(alice, tokens[1])
+    for twin in (User.new("bob"), User.new("carol")):  # the name is taken, and then the token is
+        with pytest.raises(AlreadyExists):
+            store.users.add(twin, tokens[0])
     again = opened()
-    assert [(u.name, u.admin) for u in again.users()] == [("alice", True), ("bob", False)]
-    assert again.user_by_token(b"b" * 32) == again.users()[1]
-    assert again.user_by_token(b"x" * 32) is None
-    again.remove_user("bob")
-    assert store.user_by_token(b"b" * 32) is None
+    assert again.users.all() == [alice, bob]
+    assert again.users.by_token(b"b" * 32) == (bob, tokens[0])
+    assert again.users.by_token(b"a" * 32) == (alice, tokens[1])
+    assert again.users.by_token(b"x" * 32) is None
+    assert (again.users.by_id(bob.id), again.users.by_id("")) == (bob, None)
+    again.users.remove("bob")
+    assert store.users.by_token(b"b" * 32) is None
     with pytest.raises(NotFound):
-        store.remove_user("bob")
+        store.users.remove("bob")
+    store.users.add(User.new("bob"), tokens[0])
+    found = store.users.by_token(b"b" * 32)
+    assert found is not None
+    assert found[0].id != bob.id
     again.close()
 
 
@@ -139,15 +182,26 @@ class TestSqlite:
     @pytest.mark.parametrize("version", range(1, len(MIGRATIONS)))
     def test_an_older_file_is_brought_forward(self, tmp_path: Path, version: int) -> None:
         old = sqlite3.connect(tmp_path / "s2cs.db")
-        for migration in MIGRATIONS[:version]:
+        old.executescript(MIGRATIONS[0])
+        old.execute("INSERT INTO users VALUES ('alice', 1, x'00', 5.0)")
+        for owner in ("alice", "gone"):
+            old.execute(
+                "INSERT INTO sessions VALUES (?, ?)", (owner, json.dumps(_BODY | {"id": owner, "owner": owner}))
+            )
+        old.commit()
+        for migration in MIGRATIONS[1:version]:
             old.executescript(migration)
         old.execute(f"PRAGMA user_version={version}")
-        old.execute("INSERT INTO users VALUES ('alice', 1, x'00', 5.0)")
         old.commit()
         old.close()
         store = SqliteStore(tmp_path / "s2cs.db")
         store.note("x", "y")
-        assert [user.name for user in store.users()] == ["alice"]
+        (alice,) = store.users.all()
+        assert (alice.name, alice.rank, alice.created_at) == ("alice", Rank.ADMIN, 5.0)
+        user, token = store.users.by_token(b"\0") or pytest.fail("the token is gone")
+        assert (user, token.scopes, token.expires_at) == (alice, frozenset(SCOPES), inf)
+        owners = {session.id: session.owner for session in store.sessions()}
+        assert owners == {"alice": Owner(alice.id, "alice"), "gone": Owner("", "gone")}
         store.close()
 
     @pytest.mark.parametrize("damage", ["junk", "truncated", "newer", "directory"])

@@ -186,6 +186,27 @@ def test_a_gateway_without_standard_streams_keeps_their_numbers_free(made: Path)
     assert process.returncode in (0, -15)
 
 
+def test_a_name_that_is_added_again_is_somebody_else(tmp_path: Path) -> None:
+    with gateway(tmp_path / "g") as running:
+        with running.client(running.add_user("alice")) as alice:
+            alice.req(pb.Request(uid="a-1", role="PROD", num_conn=1, immediate=True))
+        s2cs("user", "remove", "alice", "--config", running.config)
+        with running.client(running.add_user("alice")) as alice:
+            assert not alice.list(pb.ListRequest()).sessions
+            with pytest.raises(Exception, match="there is no session a-1 of yours"):
+                alice.release(pb.Release(uid="a-1"))
+        with running.client(running.add_user("olga", "--operator", "--group", "staff")) as olga:
+            described = olga.describe(pb.DescribeRequest())
+            assert (described.user, described.admin) == ("olga", False)
+            assert [session.owner for session in olga.list(pb.ListRequest()).sessions] == ["alice"]
+            olga.release(pb.Release(uid="a-1"))
+            (released,) = olga.list(pb.ListRequest(uid="a-1")).sessions
+            assert released.reason == "released by an operator"
+        users = json.loads(s2cs("user", "list", "--json", "--config", running.config).stdout)
+        found = [(user["name"], user["role"], user["groups"]) for user in users]
+        assert found == [("admin", "admin", []), ("alice", "user", []), ("olga", "operator", ["staff"])]
+
+
 def test_a_token_that_nobody_could_read_is_not_kept(made: Path) -> None:
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "s2cs", "user", "add", "alice", "--config", str(made)]

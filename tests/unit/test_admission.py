@@ -11,7 +11,7 @@ import pytest
 from s2cs import admission
 from s2cs.settings import Limits
 from scistream.errors import ResourceExhausted
-from scistream.machine import Request, Session, Waits, open_session
+from scistream.machine import Owner, Request, Session, Waits, open_session
 from scistream.vocabulary import Rate, Role, Uid
 
 
@@ -20,7 +20,9 @@ def request(num_conn: int = 1, rate: str = "0") -> Request:
 
 
 def running(*requests: Request) -> list[Session]:
-    return [open_session(str(i), "alice", each, 0.0, 60.0, Waits()) for i, each in enumerate(requests)]
+    return [
+        open_session(str(i), Owner("local:1", "alice"), each, 0.0, 60.0, Waits()) for i, each in enumerate(requests)
+    ]
 
 
 @pytest.mark.parametrize(

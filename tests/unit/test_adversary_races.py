@@ -31,7 +31,7 @@ from scistream.machine import Request, Session, State
 from scistream.vocabulary import Endpoint, Role, Uid
 from scistream.x509 import PrivateKey, SessionCA
 
-_ALICE = Caller("alice")
+_ALICE = Caller("alice", "local:1")
 _UID = Uid("scan-7")
 _GOOD, _OTHER, _BAD = "127.0.0.1:9001", "127.0.0.1:9002", "127.0.0.1:9666"
 

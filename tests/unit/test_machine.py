@@ -19,6 +19,7 @@ from scistream.machine import (
     Exited,
     Hello,
     Kept,
+    Owner,
     Proof,
     Release,
     Renew,
@@ -78,7 +79,7 @@ WAYS: dict[State, tuple[Event, ...]] = {
 
 
 def fresh(role: Role = Role.PROD, num_conn: int = 2, lease_s: float = LEASE) -> Session:
-    return open_session("s1", "alice", Request(Uid("u-1"), role, num_conn), T0, lease_s, WAITS)
+    return open_session("s1", Owner("local:1", "alice"), Request(Uid("u-1"), role, num_conn), T0, lease_s, WAITS)
 
 
 def after(*events: Event, session: Session | None = None) -> Session:
