@@ -9,6 +9,8 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Tests wait more than they compute, so there are more workers than cores of the smallest machine.
+TEST_WORKERS := 3
 # A stamp says what is installed, so that nothing is installed twice.
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
@@ -22,7 +24,7 @@ demo: $(RUN_STAMP) ## two gateways on this machine, real proxies, real data
 	$(VENV)/bin/s2uc demo
 
 test: $(DEV_STAMP) proxies ## the whole test suite but the long runs
-	$(PY) -m pytest -m "not soak"
+	$(PY) -m pytest -m "not soak" -n $(TEST_WORKERS) --dist loadscope
 
 lint: $(DEV_STAMP) ## style and types
 	$(VENV)/bin/ruff check .

@@ -74,9 +74,11 @@ def test_ten_sessions_of_three_backends_at_once(clients: tuple[Client, Client]) 
         connections = [session.connect() for session in sessions]
         sessions[0].release()
         rest = list(zip(sessions, connections, strict=True))[1:]
-        list(pool.map(lambda item: exchange(item[1], secrets.token_bytes(8 << 20)), rest))
-        for connection in connections:
-            connection.close()
+        try:
+            list(pool.map(lambda item: exchange(item[1], secrets.token_bytes(8 << 20)), rest))
+        finally:
+            for connection in connections:
+                connection.close()
         active = {s.uid for s in clients[0].list(pb.ListRequest()).sessions if s.state == "ACTIVE"}
         assert active == {session.uid for session, _ in rest}
 
