@@ -14,8 +14,10 @@ TEST_WORKERS := 3
 # A stamp says what is installed, so that nothing is installed twice.
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
+PROVIDER := tests/support/oidc
+PROVIDER_STAMP := $(PROVIDER)/node_modules/.installed
 
-.PHONY: help demo test lint bench soak docs proto proxies clean
+.PHONY: help demo test lint bench soak docs proto proxies provider clean
 
 help: ## list what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -23,7 +25,7 @@ help: ## list what can be made
 demo: $(RUN_STAMP) ## two gateways on this machine, real proxies, real data
 	$(VENV)/bin/s2uc demo
 
-test: $(DEV_STAMP) proxies ## the whole test suite but the long runs
+test: $(DEV_STAMP) proxies provider ## the whole test suite but the long runs
 	$(PY) -m pytest -m "not soak" -n $(TEST_WORKERS) --dist loadscope
 
 lint: $(DEV_STAMP) ## style and types
@@ -34,7 +36,7 @@ lint: $(DEV_STAMP) ## style and types
 bench: $(DEV_STAMP) proxies ## the benchmarks, with each proxy that is installed
 	$(PY) -m bench
 
-soak: $(DEV_STAMP) proxies ## the long runs
+soak: $(DEV_STAMP) proxies provider ## the long runs
 	$(PY) -m pytest -m soak --timeout 0
 
 docs: $(DEV_STAMP) ## the documentation site, into site/
@@ -48,8 +50,11 @@ proto: $(DEV_STAMP) ## the code generated from scistream.proto
 proxies: ## Stunnel, HAProxy and Nginx from the distribution, where missing
 	@deploy/install-proxies.sh
 
+provider: $(if $(shell command -v npm),$(PROVIDER_STAMP)) ## the OpenID Connect provider that tests use, where node is there
+	@command -v npm >/dev/null || echo "there is no npm here: tests that need an OpenID Connect provider are skipped"
+
 clean: ## remove what was made here
-	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PROVIDER)/node_modules build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(PY):
@@ -64,3 +69,8 @@ $(DEV_STAMP): pyproject.toml constraints.txt | $(PY)
 	@echo "installing into $(VENV), with what development needs"
 	@$(INSTALL) --editable '.[dev,docs,embedded]'
 	@touch $@ $(RUN_STAMP)
+
+$(PROVIDER_STAMP): $(PROVIDER)/package.json $(PROVIDER)/package-lock.json
+	@echo "installing the tests' OpenID Connect provider"
+	@npm --prefix $(PROVIDER) ci --silent --no-progress
+	@touch $@

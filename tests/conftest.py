@@ -1,8 +1,21 @@
 """What holds for all tests."""
 
 import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
 
 # A shell's background jobs ignore these, and so would every program that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for number in (signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
     signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.fixture(scope="session")
+def oidc() -> Iterator[Any]:
+    """The shared `Provider`, with its settings as they are; a test that changes them runs its own."""
+    from tests.support.provider import provider
+
+    with provider() as running:
+        yield running
