@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
+from math import inf
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 import scistream
 from s2cs.auth import Caller, KeyHolder, identify, user_only
 from s2cs.gateway import Gateway
+from s2cs.identity.settings import Auth
 from s2cs.live import Item, News
 from s2cs.s2ds.contract import TunnelStatus
 from s2cs.store import Store
@@ -27,7 +29,7 @@ from scistream.wire import OWN_WORDS, grpc, status_of
 log = logging.getLogger(__name__)
 
 _caller: ContextVar[Caller | KeyHolder] = ContextVar("caller")
-_OPEN_TO_ALL = "/grpc.health.v1.Health/"
+_OPEN_TO_ALL = ("/grpc.health.v1.Health/", "/scistream.Control/methods")
 _OPEN_TO_KEYS = ("/scistream.Control/hello", "/scistream.Control/watch")  # whose session it is, is seen there
 _SCOPES = {  # what each method needs; those that are not named are for any user
     "/scistream.Control/req": "sessions",
@@ -194,7 +196,17 @@ class Servicer(ControlServicer):
             default_lease_s=settings.limits.default_lease,
             max_lease_s=settings.limits.max_lease,
             free_ports=min(server.free_ports(role) for role in Role),
+            role=str(caller.role),
+            identity=caller.id,
+            method=caller.method,
+            scopes=sorted(caller.scopes),
+            groups=sorted(caller.groups),
+            authenticated_until=None if caller.expires_at == inf else _stamp(caller.expires_at),
         )
+
+    async def methods(self, request: pb.MethodsRequest, context: Any) -> pb.MethodList:
+        """How one can prove who one is: said to everybody, and nothing else is."""
+        return pb.MethodList(methods=_methods(self._gateway.settings.auth))
 
     def _response(self, session: Session) -> pb.Response:
         return pb.Response(
@@ -237,9 +249,27 @@ class Servicer(ControlServicer):
         return pb.SessionEvent(kind=_KINDS[item.kind], at=now, session=self._info(item.session), message=item.message)
 
     def _time(self, steady: float) -> Timestamp:
-        stamp = Timestamp()
-        stamp.FromMicroseconds(round(self._gateway.clock.wall(steady) * 1e6))
-        return stamp
+        return _stamp(self._gateway.clock.wall(steady))
+
+
+def _stamp(wall: float) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromMicroseconds(round(wall * 1e6))
+    return stamp
+
+
+def _methods(auth: Auth) -> Iterator[pb.Method]:
+    if auth.tokens:
+        yield pb.Method(kind="token")
+    for method in auth.issuers:
+        found = pb.Method(kind=method.kind, name=method.name)
+        if method.login_client and method.issuer:
+            found.issuer, found.client_id, found.audience = method.issuer, method.login_client, method.audience
+            found.scopes.extend(method.login_scopes)
+            found.device_flow = method.login_device_flow
+        yield found
+    if auth.certificates.listen:
+        yield pb.Method(kind="certificate", name=auth.certificates.name)
 
 
 _GREETINGS = {

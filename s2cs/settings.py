@@ -11,36 +11,17 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
-from scistream.errors import InvalidArgument, ScistreamError
-from scistream.vocabulary import Endpoint, PortRange, Rate, parse_duration, shown
+from s2cs.identity.settings import Auth
+from s2cs.tables import Duration, Listen, Table, read_by
+from scistream.errors import ScistreamError
+from scistream.vocabulary import Endpoint, PortRange, Rate, shown
 
 GATEWAY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 SEARCHED = (Path("s2cs.toml"), Path("/etc/scistream/s2cs.toml"))
-
-
-def _read(parse: Any) -> BeforeValidator:
-    """Let a type of the vocabulary read a setting's text."""
-
-    def read(value: object) -> object:
-        if not isinstance(value, str):
-            raise ValueError("give it as text, in quotes")
-        try:
-            return parse(value)
-        except InvalidArgument as error:
-            raise ValueError(str(error)) from None
-
-    return BeforeValidator(read)
-
-
-def _duration(value: object) -> object:
-    try:
-        return parse_duration(value) if isinstance(value, str) else value
-    except InvalidArgument as error:
-        raise ValueError(str(error)) from None
 
 
 def _ip(value: object) -> str:
@@ -51,9 +32,7 @@ def _ip(value: object) -> str:
 
 
 Address = Annotated[str, BeforeValidator(_ip)]
-Duration = Annotated[int, BeforeValidator(_duration), Field(ge=1)]
-Listen = Annotated[Endpoint, _read(Endpoint.parse)]
-Ports = Annotated[PortRange, _read(PortRange.parse)]
+Ports = Annotated[PortRange, read_by(PortRange.parse)]
 Network = Annotated[
     ipaddress.IPv4Network | ipaddress.IPv6Network,
     BeforeValidator(lambda value: ipaddress.ip_network(str(value), strict=False)),
@@ -62,11 +41,7 @@ Cipher = Literal["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA
 BackendName = Literal["stunnel", "haproxy", "nginx"]
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, arbitrary_types_allowed=True)
-
-
-class Server(_Table):
+class Server(Table):
     """`[server]`: the control channel and this gateway's own things."""
 
     name: Annotated[str, Field(pattern=rf"^{GATEWAY_NAME.pattern}$")] = "gateway"
@@ -77,7 +52,7 @@ class Server(_Table):
     on_shutdown: Literal["keep", "release"] = "keep"  # the streams, for the next start to take up
 
 
-class NetworkSettings(_Table):
+class NetworkSettings(Table):
     """`[network]`: where data comes in and goes out."""
 
     lan: Address = "127.0.0.1"
@@ -87,7 +62,7 @@ class NetworkSettings(_Table):
     ports: Ports = PortRange(30000, 30999)
 
 
-class DataServerSettings(_Table):
+class DataServerSettings(Table):
     """`[s2ds]`: the proxies."""
 
     backend: Literal["auto"] | BackendName = "auto"
@@ -100,13 +75,13 @@ class DataServerSettings(_Table):
     max_restarts: Annotated[int, Field(ge=0, le=1000)] = 5  # within a minute, before a session FAILs
 
 
-class Limits(_Table):
+class Limits(Table):
     """`[limits]`: how much, and for how long."""
 
     sessions: Annotated[int, Field(ge=1, le=100_000)] = 1000
     num_conn: Annotated[int, Field(ge=1, le=4096)] = 128  # of one session
     connections: Annotated[int, Field(ge=1, le=65535)] = 10_000  # of all
-    rate: Annotated[Rate, _read(Rate.parse)] = Rate()  # of all together; 0 is no limit
+    rate: Annotated[Rate, read_by(Rate.parse)] = Rate()  # of all together; 0 is no limit
     default_lease: Duration = 3600
     max_lease: Duration = 7 * 86400
     hello_wait: Duration = 600  # REQ to Hello
@@ -120,14 +95,14 @@ class Limits(_Table):
         return self
 
 
-class Policy(_Table):
+class Policy(Table):
     """`[policy]`: where this gateway forwards to."""
 
     targets: tuple[Network, ...] = ()  # applications in the LAN
     peers: tuple[Network, ...] = ()  # other facilities' gateways
 
 
-class Settings(_Table):
+class Settings(Table):
     """All tables."""
 
     server: Server = Server()
@@ -135,6 +110,7 @@ class Settings(_Table):
     s2ds: DataServerSettings = DataServerSettings()
     limits: Limits = Limits()
     policy: Policy = Policy()
+    auth: Auth = Auth()
 
 
 # What a running gateway cannot change: [table] and its keys, all of them if none is named.
@@ -200,23 +176,48 @@ def _override(tables: dict[str, Any], environ: Mapping[str, str]) -> None:
 
 
 def _sentence(fault: Any) -> str:
-    table, *rest = [str(part) for part in fault["loc"] if not str(part).startswith("function-")] or ["settings"]
-    place = f"[{table}]" + (f" {rest[0]}" if rest else "")
+    parts = [part for part in fault["loc"] if not str(part).startswith("function-")]
+    place, table, keys = _place(parts)
     if fault["type"] == "extra_forbidden":
-        model = Settings.model_fields.get(table)
-        known = Settings.model_fields if not rest or model is None else _fields(model.annotation)
-        what = "key" if rest else "table"
-        return f"{place}: unknown {what}; accepted are {', '.join(known)}"
+        what = f"{place} {keys[0]}: unknown key" if place else f"[{keys[0]}]: unknown table"
+        return f"{what}; accepted are {', '.join(table.model_fields)}"
     message = fault["msg"].removeprefix("Value error, ")
     found = "" if isinstance(fault["input"], dict) else f"found {shown(fault['input'])}; "
-    return f"{place}: {found}{message[0].lower()}{message[1:]}"
+    return f"{' '.join([place or '[settings]', *map(str, keys[:1])])}: {found}{message[0].lower()}{message[1:]}"
 
 
-def _fields(model: Any) -> list[str]:
-    return list(model.model_fields)
+def _place(parts: list[int | str]) -> tuple[str, type[BaseModel], list[int | str]]:
+    """Find the table that a fault is in: its name as it is in the file, its type, and what of the place is left."""
+    table: type[BaseModel] = Settings
+    names: list[str] = []
+    rest, number = list(parts), ""
+    kind: object = None
+    while rest and (found := _inner(table, str(rest[0]))):
+        table, kind = found
+        names.append(str(rest.pop(0)))
+        if kind is tuple and rest:
+            number = f" {int(rest.pop(0)) + 1}"
+        elif kind is dict and rest:
+            names.append(str(rest.pop(0)))
+    name = ".".join(names)
+    return (f"[[{name}]]{number}" if kind is tuple else f"[{name}]") if names else "", table, rest
+
+
+def _inner(table: type[BaseModel], key: str) -> tuple[type[BaseModel], object] | None:
+    """Give the type of the table, the tables in order or the tables by name that a key of a table stands for."""
+    field = table.model_fields.get(key)
+    if field is None:
+        return None
+    arguments = [each for each in get_args(field.annotation) if isinstance(each, type) and issubclass(each, Table)]
+    if arguments:
+        return arguments[0], get_origin(field.annotation)
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Table):
+        return field.annotation, None
+    return None
 
 
 def _absolute(settings: Settings, base: Path) -> Settings:
     server = settings.server
     paths = {name: base / getattr(server, name) for name in ("certificate", "key", "state_dir")}
-    return settings.model_copy(update={"server": server.model_copy(update=paths)})
+    update = {"server": server.model_copy(update=paths), "auth": settings.auth.absolute(base)}
+    return settings.model_copy(update=update)

@@ -325,6 +325,12 @@ class GatewayDescription(_message.Message):
     DEFAULT_LEASE_S_FIELD_NUMBER: _builtins.int
     MAX_LEASE_S_FIELD_NUMBER: _builtins.int
     FREE_PORTS_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    AUTHENTICATED_UNTIL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.str
     user: _builtins.str
@@ -337,8 +343,26 @@ class GatewayDescription(_message.Message):
     default_lease_s: _builtins.int
     max_lease_s: _builtins.int
     free_ports: _builtins.int
+    role: _builtins.str
+    """user, operator or admin: the caller's, with these credentials"""
+    identity: _builtins.str
+    """what owns the caller's sessions: never somebody else's"""
+    method: _builtins.str
+    """token, oidc, introspection or certificate"""
     @_builtins.property
     def backends(self) -> _containers.RepeatedCompositeFieldContainer[Global___Backend]: ...
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """what the credentials are for: sessions, read, admin"""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """the caller's"""
+
+    @_builtins.property
+    def authenticated_until(self) -> _timestamp_pb2.Timestamp:
+        """the end of the credentials; absent: none"""
+
     def __init__(
         self,
         *,
@@ -354,14 +378,97 @@ class GatewayDescription(_message.Message):
         default_lease_s: _builtins.int = ...,
         max_lease_s: _builtins.int = ...,
         free_ports: _builtins.int = ...,
+        role: _builtins.str = ...,
+        identity: _builtins.str = ...,
+        method: _builtins.str = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
+        groups: _abc.Iterable[_builtins.str] | None = ...,
+        authenticated_until: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["authenticated_until", b"authenticated_until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "backends", b"backends", "default_backend", b"default_backend", "default_lease_s", b"default_lease_s", "free_ports", b"free_ports", "lan_address", b"lan_address", "max_lease_s", b"max_lease_s", "max_num_conn", b"max_num_conn", "name", b"name", "user", b"user", "version", b"version", "wan_address", b"wan_address"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "authenticated_until", b"authenticated_until", "backends", b"backends", "default_backend", b"default_backend", "default_lease_s", b"default_lease_s", "free_ports", b"free_ports", "groups", b"groups", "identity", b"identity", "lan_address", b"lan_address", "max_lease_s", b"max_lease_s", "max_num_conn", b"max_num_conn", "method", b"method", "name", b"name", "role", b"role", "scopes", b"scopes", "user", b"user", "version", b"version", "wan_address", b"wan_address"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GatewayDescription: _TypeAlias = GatewayDescription  # noqa: Y015
+
+@_typing.final
+class MethodsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MethodsRequest: _TypeAlias = MethodsRequest  # noqa: Y015
+
+@_typing.final
+class MethodList(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METHODS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def methods(self) -> _containers.RepeatedCompositeFieldContainer[Global___Method]: ...
+    def __init__(
+        self,
+        *,
+        methods: _abc.Iterable[Global___Method] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["methods", b"methods"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MethodList: _TypeAlias = MethodList  # noqa: Y015
+
+@_typing.final
+class Method(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ISSUER_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    DEVICE_FLOW_FIELD_NUMBER: _builtins.int
+    AUDIENCE_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """token, oidc, introspection or certificate"""
+    name: _builtins.str
+    """the operator's name for it; empty for tokens"""
+    issuer: _builtins.str
+    """of OAuth, where one can log in by it"""
+    client_id: _builtins.str
+    device_flow: _builtins.bool
+    audience: _builtins.str
+    """what the access token has to be for"""
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        name: _builtins.str = ...,
+        issuer: _builtins.str = ...,
+        client_id: _builtins.str = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
+        device_flow: _builtins.bool = ...,
+        audience: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audience", b"audience", "client_id", b"client_id", "device_flow", b"device_flow", "issuer", b"issuer", "kind", b"kind", "name", b"name", "scopes", b"scopes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Method: _TypeAlias = Method  # noqa: Y015
 
 @_typing.final
 class Backend(_message.Message):

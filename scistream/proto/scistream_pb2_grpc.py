@@ -64,6 +64,11 @@ class ControlStub:
                 request_serializer=scistream_dot_proto_dot_scistream__pb2.DescribeRequest.SerializeToString,
                 response_deserializer=scistream_dot_proto_dot_scistream__pb2.GatewayDescription.FromString,
                 _registered_method=True)
+        self.methods = channel.unary_unary(
+                '/scistream.Control/methods',
+                request_serializer=scistream_dot_proto_dot_scistream__pb2.MethodsRequest.SerializeToString,
+                response_deserializer=scistream_dot_proto_dot_scistream__pb2.MethodList.FromString,
+                _registered_method=True)
         self.list = channel.unary_unary(
                 '/scistream.Control/list',
                 request_serializer=scistream_dot_proto_dot_scistream__pb2.ListRequest.SerializeToString,
@@ -122,6 +127,13 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def methods(self, request, context):
+        """How one can prove who one is here. The only call that needs no credentials.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def list(self, request, context):
         """The caller's sessions; an operator's call lists everybody's.
         """
@@ -168,6 +180,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.describe,
                     request_deserializer=scistream_dot_proto_dot_scistream__pb2.DescribeRequest.FromString,
                     response_serializer=scistream_dot_proto_dot_scistream__pb2.GatewayDescription.SerializeToString,
+            ),
+            'methods': grpc.unary_unary_rpc_method_handler(
+                    servicer.methods,
+                    request_deserializer=scistream_dot_proto_dot_scistream__pb2.MethodsRequest.FromString,
+                    response_serializer=scistream_dot_proto_dot_scistream__pb2.MethodList.SerializeToString,
             ),
             'list': grpc.unary_unary_rpc_method_handler(
                     servicer.list,
@@ -342,6 +359,33 @@ class Control:
             '/scistream.Control/describe',
             scistream_dot_proto_dot_scistream__pb2.DescribeRequest.SerializeToString,
             scistream_dot_proto_dot_scistream__pb2.GatewayDescription.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def methods(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/scistream.Control/methods',
+            scistream_dot_proto_dot_scistream__pb2.MethodsRequest.SerializeToString,
+            scistream_dot_proto_dot_scistream__pb2.MethodList.FromString,
             options,
             channel_credentials,
             insecure,

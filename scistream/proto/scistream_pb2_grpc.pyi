@@ -49,6 +49,8 @@ class ControlStub:
     """
     describe: _grpc.UnaryUnaryMultiCallable[_scistream_pb2.DescribeRequest, _scistream_pb2.GatewayDescription]
     """What this gateway is and can do, and who the caller is to it."""
+    methods: _grpc.UnaryUnaryMultiCallable[_scistream_pb2.MethodsRequest, _scistream_pb2.MethodList]
+    """How one can prove who one is here. The only call that needs no credentials."""
     list: _grpc.UnaryUnaryMultiCallable[_scistream_pb2.ListRequest, _scistream_pb2.SessionList]
     """The caller's sessions; an operator's call lists everybody's."""
     watch: _grpc.UnaryStreamMultiCallable[_scistream_pb2.WatchRequest, _scistream_pb2.SessionEvent]
@@ -71,6 +73,8 @@ class ControlAsyncStub(ControlStub):
     """
     describe: _aio.UnaryUnaryMultiCallable[_scistream_pb2.DescribeRequest, _scistream_pb2.GatewayDescription]  # type: ignore[assignment]
     """What this gateway is and can do, and who the caller is to it."""
+    methods: _aio.UnaryUnaryMultiCallable[_scistream_pb2.MethodsRequest, _scistream_pb2.MethodList]  # type: ignore[assignment]
+    """How one can prove who one is here. The only call that needs no credentials."""
     list: _aio.UnaryUnaryMultiCallable[_scistream_pb2.ListRequest, _scistream_pb2.SessionList]  # type: ignore[assignment]
     """The caller's sessions; an operator's call lists everybody's."""
     watch: _aio.UnaryStreamMultiCallable[_scistream_pb2.WatchRequest, _scistream_pb2.SessionEvent]  # type: ignore[assignment]
@@ -126,6 +130,14 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_scistream_pb2.GatewayDescription, _abc.Awaitable[_scistream_pb2.GatewayDescription]]:
         """What this gateway is and can do, and who the caller is to it."""
+
+    @_abc_1.abstractmethod
+    def methods(
+        self,
+        request: _scistream_pb2.MethodsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scistream_pb2.MethodList, _abc.Awaitable[_scistream_pb2.MethodList]]:
+        """How one can prove who one is here. The only call that needs no credentials."""
 
     @_abc_1.abstractmethod
     def list(

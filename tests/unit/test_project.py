@@ -13,9 +13,11 @@ import click
 import pytest
 
 from s2cs.cli import cli as s2cs_cli
+from s2cs.identity.settings import Certificates, Introspection, Oidc
 from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.launchers import LAUNCHERS
 from s2cs.settings import FIXED, Settings
+from s2cs.tables import Table
 from s2uc.cli import cli as s2uc_cli
 from scistream import diagram
 
@@ -54,6 +56,25 @@ def test_a_stale_diagram_is_found_and_mended(tmp_path: Path) -> None:
     page.write_text("no markers")
     with pytest.raises(ValueError, match="markers"):
         diagram.main([str(page)])
+
+
+@pytest.mark.parametrize(
+    ("heading", "table"),
+    [("[auth.oidc]", Oidc), ("[auth.introspection]", Introspection), ("auth.certificates", Certificates)],
+)
+def test_every_setting_of_a_method_is_in_the_docs(heading: str, table: type[Table]) -> None:
+    section = re.search(rf"^## \[{re.escape(heading)}\]\n(.*?)(?=^## )", CONFIGURATION, re.DOTALL | re.MULTILINE)
+    common = re.search(r"^## Methods from outside\n(.*?)(?=^## )", CONFIGURATION, re.DOTALL | re.MULTILINE)
+    assert section
+    assert common
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", section[1] + common[1], re.MULTILINE))
+    assert set(table.model_fields) <= set(rows)
+    for key, field in table.model_fields.items():
+        if found := re.fullmatch("`(.*)`", rows[key]):
+            value = tomllib.loads(f"v = {found[1]}")["v"]
+            assert (tuple(value) if isinstance(value, list) else value) == field.get_default(call_default_factory=True)
+        else:
+            assert field.is_required() or field.default in (None, "", "cert")
 
 
 @pytest.mark.parametrize("table", Settings.model_fields)

@@ -15,6 +15,9 @@ def written(directory: Path, text: str) -> Path:
     return file
 
 
+_OPAQUE = "[[auth.introspection]]\nname = 'x'\nendpoint = 'https://x/introspect'\nclient_id = 'g'\n"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -38,6 +41,28 @@ def written(directory: Path, text: str) -> Path:
         ("[limits]\ndefault_lease = '2h'\nmax_lease = '1h'", ["[limits]", "longer than max_lease"]),
         ("[policy]\ntargets = ['here']", ["[policy] targets: found 'here'"]),
         ("policy = 3", ["[policy]: found 3"]),
+        ("[auth]\ntokens = false", ["[auth]", "nobody could get in"]),
+        (
+            "[[auth.oidc]]\nname = 'lab'\nissuer = 'https://x'\naudience = 'g'\naud = 1",
+            ["[[auth.oidc]] 1 aud: unknown"],
+        ),
+        (
+            "[[auth.oidc]]\nname = 'A:b'",
+            ["[[auth.oidc]] 1 name: found 'A:b'", "[[auth.oidc]] 1 issuer: field required"],
+        ),
+        ("[[auth.oidc]]\nissuer = 'http://lab.example.org'", ["issuer: found 'http://lab.example.org'; give an https"]),
+        ("[[auth.oidc]]\nalgorithms = ['HS256']", ["[[auth.oidc]] 1 algorithms: found 'HS256'", "'RS256'"]),
+        ("[[auth.oidc]]\nalgorithms = ['none']", ["[[auth.oidc]] 1 algorithms: found 'none'"]),
+        (
+            "[[auth.oidc]]\ngrants = {look = ['everything']}",
+            ["[[auth.oidc]] 1 grants: found 'everything'", "'sessions'"],
+        ),
+        (_OPAQUE, ["[[auth.introspection]] 1: give either secret_file or secret_env"]),
+        (
+            _OPAQUE + "secret_env = 'A'\n" + _OPAQUE + "secret_env = 'B'",
+            ["[auth]: each method needs a name of its own"],
+        ),
+        ("[auth.certificates]\nlisten = ['127.0.0.1:5001']", ["[auth.certificates]: listen needs ca"]),
     ],
 )
 def test_a_fault_is_named(tmp_path: Path, text: str, says: list[str]) -> None:
@@ -62,7 +87,10 @@ def test_not_toml_and_not_there(tmp_path: Path) -> None:
 
 
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
-    settings = load(written(tmp_path, "[server]\nkey = '/etc/key.pem'"), {})
+    text = f"[server]\nkey = '/etc/key.pem'\n[auth.certificates]\nca = 'users.crt'\n{_OPAQUE}secret_file = 'secret'"
+    settings = load(written(tmp_path, text), {})
+    assert settings.auth.certificates.ca == tmp_path / "users.crt"
+    assert settings.auth.introspection[0].secret_file == tmp_path / "secret"
     assert settings.server.state_dir == tmp_path / "state"
     assert settings.server.key == Path("/etc/key.pem")
 

@@ -1,0 +1,41 @@
+"""What tables of settings are made of."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from scistream.errors import InvalidArgument
+from scistream.vocabulary import Endpoint, parse_duration
+
+
+class Table(BaseModel):
+    """A table of settings: unknown keys are faults, and nothing changes after it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, arbitrary_types_allowed=True)
+
+
+def read_by(parse: Any) -> BeforeValidator:
+    """Let a type of the vocabulary read a setting's text."""
+
+    def read(value: object) -> object:
+        if not isinstance(value, str):
+            raise ValueError("give it as text, in quotes")
+        try:
+            return parse(value)
+        except InvalidArgument as error:
+            raise ValueError(str(error)) from None
+
+    return BeforeValidator(read)
+
+
+def _duration(value: object) -> object:
+    try:
+        return parse_duration(value) if isinstance(value, str) else value
+    except InvalidArgument as error:
+        raise ValueError(str(error)) from None
+
+
+Duration = Annotated[int, BeforeValidator(_duration), Field(ge=1)]
+Listen = Annotated[Endpoint, read_by(Endpoint.parse)]
