@@ -36,6 +36,7 @@ def plan(uid: Uid, role: Role, legs: list[tuple[Endpoint, Endpoint]], directory:
         rate=0,
         workers=2,
         streams=100,
+        places=200,
         directory=directory,
         generation=1,
     )

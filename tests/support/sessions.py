@@ -32,6 +32,7 @@ class Opened:
     consumer: Client
     wan: list[Endpoint]
     lan: list[Endpoint]
+    ca: SessionCA
 
     def release(self) -> None:
         """Release both sides."""
@@ -44,15 +45,20 @@ class Opened:
 
 
 def open_pair(
-    producer: Client, consumer: Client, targets: list[str], num_conn: int = 1, backends: tuple[str, str] = ("", "")
+    producer: Client,
+    consumer: Client,
+    targets: list[str],
+    num_conn: int = 1,
+    backends: tuple[str, str] = ("", ""),
+    **more: Any,
 ) -> Opened:
-    """Run the protocol's steps 1 to 7 through bare clients."""
+    """Run the protocol's steps 1 to 7 through bare clients; more is what REQ is to ask for."""
     uid = str(uuid.uuid4())
     ca = SessionCA.create(Uid(uid), in_an_hour())
     sides: list[tuple[Client, Role, str]] = [(producer, Role.PROD, backends[0]), (consumer, Role.CONS, backends[1])]
     answers: dict[Role, Any] = {}
     for client, role, backend in sides:
-        request = pb.Request(uid=uid, role=role, num_conn=num_conn, immediate=True, backend=backend)
+        request = pb.Request(uid=uid, role=role, num_conn=num_conn, immediate=True, backend=backend, **more)
         answers[role] = client.req(request)
         client.hello(pb.Hello(uid=uid, role=role, prod_listeners=targets))
     for client, role, _ in sides:
@@ -69,7 +75,7 @@ def open_pair(
         )
         assert answer.state == "ACTIVE"
     wan, lan = ([Endpoint.parse(text) for text in answers[role].listeners] for role in Role)
-    return Opened(uid, producer, consumer, wan, lan)
+    return Opened(uid, producer, consumer, wan, lan, ca)
 
 
 class Echo:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import subprocess
 from abc import ABC, abstractmethod
@@ -30,6 +31,9 @@ IDLE_S = 24 * 86400
 
 HANDSHAKE_S = 10
 """How long a connection may take to open and to prove itself, so that silent strangers hold no place."""
+
+STRANGERS = 4096
+"""How many may stand in the door at once that have not proved themselves, and the session's own still get through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,8 @@ class Plan:
     buffer_bytes: int
     rate: int  # bytes per second for one connection; 0 is no limit
     workers: int  # processes or threads: one per connection, up to the processors there are
-    streams: int  # most connections at once
+    streams: int  # most connections of the session at once
+    places: int  # most connections at all, with those that have yet to prove themselves
     directory: Path
     generation: int  # the subdirectory with this configuration's key and certificates
     idle_s: int = IDLE_S
@@ -77,6 +82,7 @@ class Plan:
     ) -> Self:
         """Say what carries a tunnel: listener i is inherited as descriptor 3 + i, and leads to target i."""
         targets = bridge.targets
+        streams = 100 + 4 * spec.num_conn
         return cls(
             uid=spec.uid,
             role=spec.role,
@@ -86,7 +92,8 @@ class Plan:
             buffer_bytes=config.buffer_bytes,
             rate=-(-spec.rate.bytes_per_s // spec.num_conn),  # rounded up, so that a limit never becomes none
             workers=min(spec.num_conn, len(os.sched_getaffinity(0))),
-            streams=100 + 4 * spec.num_conn,
+            streams=streams,
+            places=streams + (_strangers() if spec.role is Role.PROD else 0),
             directory=config.directory / spec.id,
             generation=generation,
         )
@@ -95,6 +102,12 @@ class Plan:
     def accepts_tls(self) -> bool:
         """True on the producer's side: TLS comes in. On the consumer's side it goes out."""
         return self.role is Role.PROD
+
+
+def _strangers() -> int:
+    """Leave most descriptors to the session; a proxy that would need more than there are does not start."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return STRANGERS if hard == resource.RLIM_INFINITY else min(STRANGERS, hard // 4)
 
 
 class Reload(Enum):
