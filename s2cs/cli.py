@@ -44,8 +44,19 @@ def cli() -> None:
     show_default=True,
     help="The proxy that carries the data.",
 )
+@click.option(
+    "--metrics-port", type=int, help="Port of metrics and health on loopback; 0 for none [default: control port + 1]."
+)
 def init(
-    directory: Path, name: str, hosts: tuple[str, ...], port: int, lan: str, wan: str, port_range: str, backend: str
+    directory: Path,
+    name: str,
+    hosts: tuple[str, ...],
+    port: int,
+    lan: str,
+    wan: str,
+    port_range: str,
+    backend: str,
+    metrics_port: int | None,
 ) -> None:
     """Write settings, development certificates and a first user into DIRECTORY.
 
@@ -53,7 +64,8 @@ def init(
     """
     from s2cs.setup import initialise  # noqa: PLC0415
 
-    names = initialise(directory, name, hosts, port, lan, wan, port_range, backend)
+    metrics_port = port + 1 if metrics_port is None else metrics_port
+    names = initialise(directory, name, hosts, port, lan, wan, port_range, backend, metrics_port)
     click.echo(f"settings     {directory / 's2cs.toml'}")
     click.echo(f"certificate  {directory / 'certs' / 'server.crt'} for {', '.join(names)}")
     click.echo(f"CA           {directory / 'certs' / 'ca.crt'}: give it to your users")
@@ -97,6 +109,7 @@ def serve(file: Path | None, verbose: bool) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     asyncio.run(run(file))
 
 

@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from s2cs.calls import CallCounter
 from s2cs.gateway import Gateway
+from s2cs.metrics import Metrics
 from s2cs.servicer import Door, Servicer
 from s2cs.store import Store
 from scistream.errors import Unavailable
@@ -20,6 +22,7 @@ from scistream.vocabulary import Endpoint
 from scistream.wire import CHANNEL_OPTIONS, MAX_MESSAGE_BYTES, grpc
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["Control"].full_name
+_HEALTH_S = 0.5
 _GRACE_S = 30.0  # for what is under way on connections with the certificate before
 _OPTIONS = [
     *CHANNEL_OPTIONS,
@@ -37,12 +40,15 @@ class Control:
     ask for the certificate at each handshake instead, but with 1.85 that crashes the process when many connect.
     """
 
-    def __init__(self, gateway: Gateway, store: Store) -> None:
+    def __init__(self, gateway: Gateway, store: Store, metrics: Metrics) -> None:
+        self._gateway = gateway
+        self._counter = CallCounter(metrics)
         self._servicer = Servicer(gateway)
         self._door = Door(store)
         self._listen = gateway.settings.server.listen
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
+        self._telling: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
 
     def bind(self, certificate: tuple[bytes, bytes]) -> None:
@@ -62,8 +68,16 @@ class Control:
         """Serve, and say so to those who ask for the gateway's health."""
         assert self._server is not None
         await self._server.start()
-        for name in ("", _SERVICE):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        self._telling = asyncio.create_task(self._tell_health())
+
+    async def _tell_health(self) -> None:
+        """Keep what gRPC's health service says of the protocol's service the same as what `/readyz` says."""
+        while True:
+            fault = self._gateway.unhealthy or self._gateway.unready
+            status = health_pb2.HealthCheckResponse
+            await self._health.set(_SERVICE, status.NOT_SERVING if fault else status.SERVING)
+            await asyncio.sleep(_HEALTH_S)
 
     async def replace(self, certificate: tuple[bytes, bytes]) -> None:
         """Serve new connections with another certificate; what is under way on the old ones may end."""
@@ -76,6 +90,8 @@ class Control:
 
     async def stop(self) -> None:
         """Stop at once: a watch never ends by itself, and what a caller asked for goes on without it."""
+        if self._telling is not None:
+            self._telling.cancel()
         await self._health.enter_graceful_shutdown()
         if self._server is not None:
             await self._server.stop(0)
@@ -83,7 +99,7 @@ class Control:
             ending.cancel()
 
     def _made(self, certificate: tuple[bytes, bytes]) -> grpc.aio.Server:
-        server = grpc.aio.server(interceptors=[self._door], options=[*_OPTIONS, _most_connections()])
+        server = grpc.aio.server(interceptors=[self._counter, self._door], options=[*_OPTIONS, _most_connections()])
         add_ControlServicer_to_server(self._servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from math import inf
 
 from s2cs import admission
@@ -56,7 +56,11 @@ log = logging.getLogger(__name__)
 DRAINING = "draining"  # the fact in the store
 HELLO_WAIT_S = 180.0  # how long a `req` that waits for Hello may block
 _TICK_S = 0.25
+_STALLED_S = 15.0
 _WARNING_S = 300.0  # before the end of a lease; a tenth of a short one
+
+
+Observer = Callable[[Session, Session, float], None]  # the session before and after a step, and when
 
 
 class Gateway:
@@ -68,7 +72,9 @@ class Gateway:
         self.clock = Clock.of(store)
         self._store = store
         self._sessions = Sessions(store)
+        self.observers: list[Observer] = []
         self._background: list[asyncio.Task[None]] = []
+        self._looked_at = inf  # when the sessions' deadlines were last looked at
 
     async def open(self) -> None:
         """Take up the sessions in the store, compare them with what the data server has, and begin to watch."""
@@ -101,6 +107,38 @@ class Gateway:
     def draining(self) -> bool:
         """True while new sessions are refused; noted in the store, so that it outlives this process."""
         return self._store.fact(DRAINING) == "yes"
+
+    @property
+    def running(self) -> list[Session]:
+        """The sessions that have not ended."""
+        return [live.session for live in self._sessions.running]
+
+    @property
+    def unsaved(self) -> int:
+        """How many sessions' last change the store could not take yet."""
+        return self._sessions.unsaved
+
+    @property
+    def unhealthy(self) -> str:
+        """What only a restart would mend, in a sentence; empty when all is well."""
+        if self.clock.now() - self._looked_at > _STALLED_S:
+            return "the sessions' deadlines are no longer looked at"
+        return ""
+
+    @property
+    def unready(self) -> str:
+        """Why no new session could be opened now, in a sentence; empty when one could."""
+        try:
+            if self.draining:
+                return "new sessions are not taken now: the gateway is being drained"
+        except ScistreamError as error:
+            return str(error)
+        if self.unsaved:
+            return f"{self.unsaved} sessions cannot be saved now; look at the disk of the state directory"
+        backends = self.data_server.backends()
+        if not any(backend.available for backend in backends):
+            return "no proxy can be used: " + "; ".join(backend.reason for backend in backends)
+        return ""
 
     # What callers ask for
 
@@ -275,6 +313,8 @@ class Gateway:
             else:
                 self._sessions.save_sometime(after)
             live.become(after)
+            for observer in self.observers:
+                observer(before, after, self.clock.now())
             if after.state.ended and not before.state.ended:
                 live.ended_at = self.clock.now()
         for effect in effects:
@@ -357,6 +397,7 @@ class Gateway:
         while True:
             await asyncio.sleep(_TICK_S)
             try:
+                self._looked_at = self.clock.now()
                 self._sessions.save_again()
                 for live in self._sessions:
                     self._look_at(live, self.clock.now())

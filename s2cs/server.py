@@ -17,9 +17,11 @@ from typing import IO
 
 from s2cs.control import Control
 from s2cs.gateway import Gateway
+from s2cs.metrics import Metrics
 from s2cs.s2ds.local import Interface, LocalConfig, LocalDataServer
 from s2cs.settings import Settings, load, succeed
 from s2cs.store import SqliteStore, Store
+from s2cs.web.server import Web
 from scistream.errors import FailedPrecondition, InvalidArgument, ScistreamError
 from scistream.x509 import check_server_certificate
 
@@ -106,14 +108,20 @@ async def _running(settings: Settings) -> AsyncIterator[_Running]:
         stack.callback(store.close)
         data_server = LocalDataServer(local_config(settings))
         gateway = Gateway(settings, store, data_server)
-        control = Control(gateway, store)
+        metrics = Metrics(gateway)
+        control = Control(gateway, store, metrics)
+        web = Web(gateway, metrics, settings.metrics.listen)
         running = _Running(store, gateway, data_server, control)
+        web.bind()
+        stack.callback(web.close)
         await data_server.open()
         stack.push_async_callback(_close, gateway, data_server)
         await gateway.open()
         stack.push_async_callback(gateway.close)
         await control.start()
         stack.push_async_callback(control.stop)
+        await web.start()
+        stack.push_async_callback(web.stop)
         yield running
 
 

@@ -32,6 +32,11 @@ class Sessions:
         """Those that have not ended."""
         return [live for live in self if not live.session.state.ended]
 
+    @property
+    def unsaved(self) -> int:
+        """How many wait to be saved."""
+        return len(self._unsaved)
+
     def stored(self) -> list[Session]:
         """All that the store has, oldest first."""
         return self._store.sessions()

@@ -102,6 +102,12 @@ class Policy(Table):
     peers: tuple[Network, ...] = ()  # other facilities' gateways
 
 
+class MetricsSettings(Table):
+    """`[metrics]`: what the gateway tells of itself over HTTP, to whoever can reach it."""
+
+    listen: tuple[Listen, ...] = ()
+
+
 class Settings(Table):
     """All tables."""
 
@@ -111,10 +117,16 @@ class Settings(Table):
     limits: Limits = Limits()
     policy: Policy = Policy()
     auth: Auth = Auth()
+    metrics: MetricsSettings = MetricsSettings()
 
 
 # What a running gateway cannot change: [table] and its keys, all of them if none is named.
-FIXED: dict[str, tuple[str, ...]] = {"server": ("listen", "state_dir"), "network": (), "s2ds": ("launcher",)}
+FIXED: dict[str, tuple[str, ...]] = {
+    "server": ("listen", "state_dir"),
+    "network": (),
+    "metrics": (),
+    "s2ds": ("launcher",),
+}
 
 
 def succeed(old: Settings, new: Settings) -> tuple[Settings, list[str]]:

@@ -40,6 +40,9 @@ backend = "{backend}"
 [policy]
 targets = [{targets}]  # networks of the applications that this gateway may forward to
 peers = [{peers}]  # networks of the gateways that this gateway may connect to
+
+[metrics]
+listen = [{metrics}]  # /metrics for Prometheus, /healthz and /readyz
 """
 
 
@@ -70,7 +73,15 @@ def _address(option: str, text: str) -> str:
 
 
 def initialise(
-    directory: Path, name: str, hosts: tuple[str, ...], port: int, lan: str, wan: str, ports: str, backend: str
+    directory: Path,
+    name: str,
+    hosts: tuple[str, ...],
+    port: int,
+    lan: str,
+    wan: str,
+    ports: str,
+    backend: str,
+    metrics_port: int,
 ) -> list[str]:
     """Write settings, a development CA, a server certificate and a first user.
 
@@ -83,12 +94,19 @@ def initialise(
         FailedPrecondition: the directory cannot be written.
     """
     lan, wan = _address("--lan", lan), _address("--wan", wan)
-    PortRange.parse(ports)
+    session_ports = PortRange.parse(ports)
     name = name or socket.gethostname().partition(".")[0]
     if not GATEWAY_NAME.fullmatch(name):
         raise InvalidArgument(f"--name {shown(name)} is not 1 to 63 letters, digits and . _ -")
     if not 1 <= port <= 65535:
         raise InvalidArgument(f"--port {port} is not in 1-65535")
+    if not 0 <= metrics_port <= 65535:
+        raise InvalidArgument(f"--metrics-port {metrics_port} is not in 0-65535; 0 is for none")
+    if session_ports.first <= metrics_port <= session_ports.last:
+        raise InvalidArgument(
+            f"metrics port {metrics_port} is among the sessions' ports {session_ports}; "
+            "name another with --metrics-port"
+        )
     if (directory / "s2cs.toml").exists():
         raise AlreadyExists(f"{directory} has a gateway's settings already; name a new directory")
     addresses = list(dict.fromkeys([lan, wan]))
@@ -102,6 +120,7 @@ def initialise(
         lan=lan,
         wan=wan,
         ports=ports,
+        metrics=f'"127.0.0.1:{metrics_port}"' if metrics_port else "",
         backend=backend,
         targets=f'"{lan_network(lan)}"',
         peers=f'"{lan_network(wan)}"' if loopback else '"0.0.0.0/0", "::/0"',

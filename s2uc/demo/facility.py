@@ -74,7 +74,16 @@ class Facility:
         """
         port, backend = str(self.endpoint.port), self.plane.backend
         making = await self._s2cs(
-            "init", str(self.directory), "--name", self.name, "--port", port, "--backend", backend
+            "init",
+            str(self.directory),
+            "--name",
+            self.name,
+            "--port",
+            port,
+            "--backend",
+            backend,
+            "--metrics-port",
+            "0",
         )
         if await _ended(making):
             raise self._failed("s2cs init failed")

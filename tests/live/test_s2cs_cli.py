@@ -33,7 +33,7 @@ def s2cs(*arguments: str | Path, exit_status: int = 0, **environ: str) -> subpro
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
     first = port_block()
-    s2cs("init", tmp_path / "g", "--port", str(first), "--port-range", f"{first + 1}-{first + 20}")
+    s2cs("init", tmp_path / "g", "--port", str(first), "--port-range", f"{first + 2}-{first + 20}")
     return tmp_path / "g" / "s2cs.toml"
 
 

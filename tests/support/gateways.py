@@ -130,7 +130,7 @@ class Client:
 def gateway(directory: Path, *options: str, blocks: int = 1, **environ: str) -> Iterator[GatewayProcess]:
     """Run a gateway on loopback; options are those of `s2cs init`, environ overrides settings."""
     first = port_block(blocks)
-    ports = ["--port", str(first), "--port-range", f"{first + 1}-{first + blocks * BLOCK - 1}"]
+    ports = ["--port", str(first), "--port-range", f"{first + 1}-{first + blocks * BLOCK - 1}", "--metrics-port", "0"]
     subprocess.run([*_S2CS, "init", str(directory), *ports, *options], check=True, capture_output=True)
     lan = options[options.index("--lan") + 1] if "--lan" in options else "127.0.0.1"
     address = f"[{lan}]:{first}" if ":" in lan else f"{lan}:{first}"

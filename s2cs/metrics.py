@@ -1,0 +1,153 @@
+"""What the gateway counts and measures of itself, for Prometheus.
+
+Names have their unit at the end, and every label has few values: no uid, user or address is ever one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.metrics_core import Metric
+
+import scistream
+from scistream.machine import Session, State
+from scistream.vocabulary import Role
+
+if TYPE_CHECKING:
+    from s2cs.gateway import Gateway
+
+_CALL_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_OPEN_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_SIDES = {Role.PROD: "wan", Role.CONS: "lan"}  # where a gateway listens for each role
+
+
+class Metrics:
+    """Count what happens, and read the gateway when somebody asks.
+
+    Args:
+        gateway: whose sessions, ports and limits are told.
+    """
+
+    def __init__(self, gateway: Gateway) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series beside each counter, which nobody reads
+        self._registry = CollectorRegistry()
+        self._calls = Counter(
+            "scistream_calls",
+            "Calls of the control channel by their status.",
+            ["method", "code"],
+            registry=self._registry,
+        )
+        self._seconds = Histogram(
+            "scistream_call_duration_seconds",
+            "How long calls took that have an end of their own; waiting for Hello and for a proxy is in it.",
+            ["method"],
+            buckets=_CALL_S,
+            registry=self._registry,
+        )
+        self._opened = Histogram(
+            "scistream_session_open_seconds",
+            "From REQ until the way was open, the wait for the applications' Hello in it.",
+            ["role"],
+            buckets=_OPEN_S,
+            registry=self._registry,
+        )
+        self._ended = Counter(
+            "scistream_sessions_ended", "Sessions that ended, by how.", ["role", "outcome"], registry=self._registry
+        )
+        self._recoveries = Counter(
+            "scistream_data_server_losses",
+            "How often the proxy of an open session died and was to be started again.",
+            ["backend"],
+            registry=self._registry,
+        )
+        for role in Role:  # told as 0 before the first, so that a rate can be made of them
+            self._opened.labels(role)
+            for outcome in (State.RELEASED, State.EXPIRED, State.FAILED):
+                self._ended.labels(role, outcome)
+        self._registry.register(_GatewayCollector(gateway))
+        ProcessCollector(registry=self._registry)
+        gateway.observers.append(self._stepped)
+
+    def called(self, method: str, code: str, seconds: float | None = None) -> None:
+        """Count a call; `seconds` is None for one that lasts as long as its caller likes."""
+        self._calls.labels(method, code).inc()
+        if seconds is not None:
+            self._seconds.labels(method).observe(seconds)
+
+    def text(self) -> bytes:
+        """Give everything in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def _stepped(self, before: Session, after: Session, now: float) -> None:
+        if before.state is after.state:
+            return
+        if after.state is State.ACTIVE and before.state is State.STARTING:
+            self._opened.labels(after.role).observe(max(0.0, now - after.created_at))
+        elif after.state is State.RECOVERING:
+            self._recoveries.labels(after.backend).inc()
+        elif after.state.ended:
+            self._ended.labels(after.role, after.state).inc()
+
+
+class _GatewayCollector:
+    """Read the gateway's present state at each scrape."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def collect(self) -> Iterator[Metric]:
+        gateway, limits = self._gateway, self._gateway.settings.limits
+        running = gateway.running
+        yield InfoMetricFamily(
+            "scistream_build",
+            "What serves here.",
+            {"version": scistream.__version__, "gateway": gateway.settings.server.name},
+        )
+        yield _sessions(running)
+        yield _gauge("scistream_sessions_limit", "Most sessions at a time.", limits.sessions)
+        connections = sum(session.request.num_conn for session in running)
+        yield _gauge("scistream_connections_reserved", "Connections that sessions have reserved.", connections)
+        yield _gauge("scistream_connections_limit", "Most connections of all sessions together.", limits.connections)
+        rate = sum(session.request.rate.bytes_per_s for session in running)
+        yield _gauge("scistream_rate_reserved_bytes_per_second", "The rate that sessions have reserved.", rate)
+        yield _gauge(
+            "scistream_rate_limit_bytes_per_second",
+            "The rate that can be reserved; 0 is no limit.",
+            limits.rate.bytes_per_s,
+        )
+        ports = GaugeMetricFamily("scistream_ports_free", "Listeners that could still be reserved.", labels=["side"])
+        for role, side in _SIDES.items():
+            ports.add_metric([side], gateway.data_server.free_ports(role))
+        yield ports
+        yield _gauge("scistream_ports_limit", "Ports in the range of each side.", len(gateway.settings.network.ports))
+        yield _gauge("scistream_draining", "1 while no new sessions are taken.", gateway.draining)
+        yield _gauge("scistream_unsaved_sessions", "Sessions whose last change is not on disk yet.", gateway.unsaved)
+        available = GaugeMetricFamily("scistream_backend_available", "1 where a proxy can be used.", labels=["backend"])
+        for backend in gateway.data_server.backends():
+            available.add_metric([backend.name], backend.available)
+        yield available
+
+
+def _sessions(running: Iterable[Session]) -> Metric:
+    found = Tally((session.role, session.state) for session in running)
+    family = GaugeMetricFamily("scistream_sessions", "Sessions that have not ended.", labels=["role", "state"])
+    for role in Role:
+        for state in State:
+            if not state.ended:
+                family.add_metric([role, state], found[role, state])
+    return family
+
+
+def _gauge(name: str, help: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, help, value=float(value))

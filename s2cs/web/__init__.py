@@ -1,0 +1,1 @@
+"""What the gateway tells over HTTP: its metrics and its health."""
