@@ -52,6 +52,11 @@ class TunnelSpec:
     backend: str = "auto"
     rate: Rate = Rate()
 
+    @property
+    def pace(self) -> int:
+        """Each connection's share of the rate, in bytes per second, rounded up so that a limit never becomes none."""
+        return -(-self.rate.bytes_per_s // self.num_conn)
+
 
 @dataclass(frozen=True, slots=True)
 class Reservation:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import math
 import os
@@ -12,11 +11,10 @@ from collections.abc import Iterator
 from typing import Self
 
 from s2cs.s2ds.config import Interface
+from s2cs.s2ds.pacing import copied, set_pace
 from scistream.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from scistream.vocabulary import Endpoint, PortRange
 
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_PIDFD_GETFD = 438  # the same on every architecture; Python has no name for it
 _BACKLOG = 4096  # connections that wait while a proxy starts; the kernel caps it at net.core.somaxconn
 _KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 8}  # keeps an idle stream in firewalls' tables
 
@@ -104,8 +102,11 @@ class Listeners:
             bound.append(taken)
         self.sockets = tuple(bound)
 
-    def listen(self) -> None:
-        """Accept into the backlog from now on. What is accepted inherits keepalive and no-delay.
+    def listen(self, pace: int = 0) -> None:
+        """Accept into the backlog from now on. What is accepted inherits keepalive, no-delay and the pace.
+
+        Args:
+            pace: how fast each connection may send, in bytes per second; 0 is no limit.
 
         Raises:
             Unavailable: another program has one of the ports.
@@ -121,6 +122,8 @@ class Listeners:
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 for name, value in _KEEPALIVE.items():
                     each.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+                if pace:
+                    set_pace(each, pace)
                 each.listen(_BACKLOG)
         except OSError as error:
             taken = ", ".join(map(str, self.bound))
@@ -154,13 +157,9 @@ def inherited(holder: int, count: int) -> list[socket.socket]:
         return []
     try:
         for fd in range(3, 3 + count):
-            copy = _LIBC.syscall(_PIDFD_GETFD, pidfd, fd, 0)
-            if copy < 0:
+            if (copy := copied(pidfd, fd)) is None:
                 break
-            try:
-                found.append(socket.socket(fileno=copy))
-            except OSError:
-                os.close(copy)
+            found.append(copy)
     finally:
         os.close(pidfd)
     return found

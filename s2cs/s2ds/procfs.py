@@ -59,9 +59,9 @@ def group_members(group: int) -> Iterator[int]:
                 yield int(name)
 
 
-def sockets(pid: int) -> frozenset[int]:
-    """The inodes of the sockets that a process holds."""
-    found = set()
+def descriptors(pid: int) -> dict[int, int]:
+    """The inodes of the sockets that a process holds, each with a descriptor of it."""
+    found = {}
     directory = f"/proc/{pid}/fd"
     for name in _listing(directory):
         try:
@@ -69,8 +69,13 @@ def sockets(pid: int) -> frozenset[int]:
         except OSError:
             continue
         if match:
-            found.add(int(match[1]))
-    return frozenset(found)
+            found[int(match[1])] = int(name)
+    return found
+
+
+def sockets(pid: int) -> frozenset[int]:
+    """The inodes of the sockets that a process holds."""
+    return frozenset(descriptors(pid))
 
 
 def watched(pid: int) -> frozenset[int]:

@@ -19,6 +19,7 @@ from s2cs.s2ds.contract import Bridge, Change, TunnelEvent, TunnelState, TunnelS
 from s2cs.s2ds.generations import Generations
 from s2cs.s2ds.launchers.base import Job, Launcher, Running
 from s2cs.s2ds.logs import Negotiated, SessionLog, last_words
+from s2cs.s2ds.pacing import pace_opened
 from s2cs.s2ds.ports import Listeners
 from s2cs.s2ds.proxy import Proxy, clear, handles, log_of, until_released, until_serving
 from s2cs.s2ds.record import Record
@@ -109,7 +110,7 @@ class Tunnel:
                 self._proxy.process.signal(self.backend.drain)
             self._proxy = proxy
         for proxy in self._proxies:
-            self._begin(self._watch(proxy))
+            self._attend(proxy)
         if self._proxy is None:
             await self._restart(f"{self.backend.name} died while nobody watched it")
         else:
@@ -232,7 +233,7 @@ class Tunnel:
 
     async def _launch(self) -> Proxy:
         """Start the proxy on the sockets, with the files in force; return when it serves, or leave nothing."""
-        self.listeners.listen()
+        self.listeners.listen(self.spec.pace)
         self._launched += 1
         command = self.backend.command(self._found.program, self._files.config)
         proxy = self._run(command, f"proxy-{self._launched}")
@@ -242,7 +243,7 @@ class Tunnel:
             await _finished(proxy.process.stop(Signals.SIGKILL, 0))
             proxy.forget()
             raise
-        self._begin(self._watch(proxy))
+        self._attend(proxy)
         return proxy
 
     def _run(self, command: tuple[str, ...], name: str) -> Proxy:
@@ -267,6 +268,12 @@ class Tunnel:
         finally:
             await _finished(check.process.stop(Signals.SIGKILL, 0))
             check.forget()
+
+    def _attend(self, proxy: Proxy) -> None:
+        """Keep an eye on a proxy that serves."""
+        self._begin(self._watch(proxy))
+        if self.spec.pace and not self.backend.paces:
+            self._begin(pace_opened(proxy.process, self.spec.pace))
 
     async def _watch(self, proxy: Proxy) -> None:
         """Wait for a proxy's end, and mend it unless it was drained."""

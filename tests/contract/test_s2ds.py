@@ -22,7 +22,7 @@ from scistream.errors import (
     ScistreamError,
     Unavailable,
 )
-from scistream.vocabulary import Endpoint, PortRange, Rate, Role
+from scistream.vocabulary import Endpoint, PortRange, Role
 from tests.support.ports import ports
 from tests.support.tunnels import (
     FLAVOURS,
@@ -152,15 +152,6 @@ async def test_reserve_refuses_and_keeps_nothing(
         await server.reserve(Session().spec(Role.PROD, **changes))  # type: ignore[arg-type]
     assert own_sockets() == before
     assert await server.list() == ()
-
-
-async def test_a_rate_is_refused_where_it_cannot_be_kept(node: Node, server: DataServer) -> None:
-    spec = Session().spec(Role.PROD, rate=Rate(10**6))
-    if node.backend == "nginx":
-        await server.reserve(spec)
-    else:
-        with pytest.raises(FailedPrecondition, match=f"{node.backend} cannot limit the rate"):
-            await server.reserve(spec)
 
 
 async def test_taken_ports_are_skipped_and_a_full_range_is_told(node: Node, server: DataServer) -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import grpc.aio
@@ -25,7 +26,7 @@ from s2cs.s2ds import logs, procfs
 from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.backends.base import Backend
 from s2cs.s2ds.config import Interface, LocalConfig
-from s2cs.s2ds.contract import Change, TunnelState
+from s2cs.s2ds.contract import Capability, Change, TunnelState
 from s2cs.s2ds.launchers import LAUNCHERS
 from s2cs.s2ds.launchers.base import Job
 from s2cs.s2ds.local import LocalDataServer
@@ -325,9 +326,18 @@ async def test_auto_takes_the_first_that_can(tmp_path: Path, range_: PortRange) 
         settings = config(tmp_path, range_, Flavour("", "auto", dict.fromkeys(gone, missing)))
         async with local(settings) as server:
             assert (await server.reserve(Session().spec(Role.PROD))).backend == expected
-            if gone:
-                with pytest.raises(FailedPrecondition, match="nginx"):
-                    await server.reserve(Session().spec(Role.PROD, rate=Rate(1)))
+
+
+async def test_a_backend_that_cannot_limit_the_rate_is_passed_over(
+    tmp_path: Path, range_: PortRange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = Session().spec(Role.PROD, rate=Rate(1))
+    flavour("haproxy")
+    async with local(config(tmp_path, range_, Flavour("", "auto"))) as server:
+        monkeypatch.setattr(type(BACKENDS["nginx"]), "capabilities", frozenset({Capability.MUTUAL_TLS}))
+        with pytest.raises(FailedPrecondition, match="nginx cannot limit the rate; ask for another backend"):
+            await server.reserve(replace(spec, backend="nginx"))
+        assert (await server.reserve(spec)).backend == "haproxy"
 
 
 @pytest.mark.parametrize("name", BACKENDS)

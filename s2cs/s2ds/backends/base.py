@@ -90,7 +90,7 @@ class Plan:
             peer=Word(peer_name(spec.uid, spec.role.peer)),
             suites=Word(":".join(config.suites)),
             buffer_bytes=config.buffer_bytes,
-            rate=-(-spec.rate.bytes_per_s // spec.num_conn),  # rounded up, so that a limit never becomes none
+            rate=spec.pace,
             workers=min(spec.num_conn, len(os.sched_getaffinity(0))),
             streams=streams,
             places=streams + (_strangers() if spec.role is Role.PROD else 0),
@@ -138,6 +138,7 @@ class Backend(ABC):
     below: ClassVar[tuple[int, ...]] = (1000,)  # first version that it is not known to work with
     known_fault: ClassVar[tuple[tuple[int, ...], str]] = ((), "")  # versions before, and what is to be known of them
     capabilities: ClassVar[frozenset[Capability]]
+    paces: ClassVar[bool] = False  # limits what its own connections send; the kernel does that of those it accepts
     drain: ClassVar[Signals]  # stop accepting, exit when the last stream has ended
     reload: ClassVar[Reload]
     refusal: ClassVar[re.Pattern[str]]  # what it logs when it refuses a new configuration
@@ -175,7 +176,7 @@ class Backend(ABC):
     def lacks(self, rate: int) -> str:
         """Say why it cannot carry a session with this rate (bytes per second); empty when it can."""
         if rate and Capability.RATE_LIMIT not in self.capabilities:
-            return f"backend {self.name} cannot limit the rate; ask for backend nginx, or for no rate"
+            return f"backend {self.name} cannot limit the rate; ask for another backend, or for no rate"
         return ""
 
     def find(self, explicit: Path | None) -> Found:

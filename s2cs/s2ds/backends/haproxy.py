@@ -12,13 +12,13 @@ from s2cs.s2ds.contract import Capability
 
 
 class HAProxy(Backend):
-    """HAProxy as a TCP relay: no rate limit, since its bandwidth filters come with 2.7 and cut streams' ends."""
+    """HAProxy as a TCP relay; its bandwidth filters are not used, since they come with 2.7 and cut streams' ends."""
 
     name = "haproxy"
     template = "haproxy.cfg.j2"
     install = "apt-get install haproxy"
     minimum = (2, 4)
-    capabilities = frozenset({Capability.MUTUAL_TLS, Capability.GRACEFUL_STOP})
+    capabilities = frozenset({Capability.MUTUAL_TLS, Capability.RATE_LIMIT, Capability.GRACEFUL_STOP})
     drain = Signals.SIGUSR1
     reload = Reload.REPLACE
     refusal = re.compile(r"\[ALERT\]")

@@ -1,4 +1,4 @@
-"""Nginx with its stream module: the only backend that limits the rate.
+"""Nginx with its stream module.
 
 Its log tells TLS version and cipher of a session when that ends, and only on the accepting side: there are
 no variables for the connecting one.
@@ -27,6 +27,7 @@ class Nginx(Backend):
     install = "apt-get install nginx libnginx-mod-stream"
     minimum = (1, 21, 4)  # proxy_half_close
     capabilities = frozenset({Capability.MUTUAL_TLS, Capability.RATE_LIMIT, Capability.GRACEFUL_STOP})
+    paces = True
     drain = Signals.SIGQUIT
     reload = Reload.SIGNAL
     refusal = re.compile(r"\[emerg\]")

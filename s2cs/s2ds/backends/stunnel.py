@@ -25,7 +25,7 @@ class Stunnel(Backend):
         "an application that ends its own direction long before it has received all may miss the end of the data; "
         "prefer nginx or haproxy for such",
     )
-    capabilities = frozenset({Capability.MUTUAL_TLS, Capability.PSK})
+    capabilities = frozenset({Capability.MUTUAL_TLS, Capability.PSK, Capability.RATE_LIMIT})
     drain = Signals.SIGTERM
     reload = Reload.SIGNAL
     refusal = re.compile(r"Failed to (reload|bind)|Configuration failed")
