@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import signal
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -100,16 +100,20 @@ def check(file: Path | None) -> None:
 )
 @config_option
 @click.option("--verbose", "-v", is_flag=True, help="Log more.")
-def serve(file: Path | None, verbose: bool) -> None:
+@click.option(
+    "--log-format",
+    "form",
+    type=click.Choice(["auto", "text", "json"]),
+    default="auto",
+    show_default=True,
+    help="How the log on standard error looks; auto is text on a terminal, else one JSON object a line.",
+)
+def serve(file: Path | None, verbose: bool, form: Literal["auto", "text", "json"]) -> None:
     """Run the gateway until SIGTERM; SIGHUP reads settings and certificate again."""
+    from s2cs import logs  # noqa: PLC0415
     from s2cs.server import serve as run  # noqa: PLC0415
 
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logs.configure(form, verbose)
     asyncio.run(run(file))
 
 

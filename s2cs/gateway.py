@@ -18,6 +18,7 @@ from s2cs.auth import Caller, KeyHolder, user_only
 from s2cs.clock import Clock
 from s2cs.effects import carry_out, meaning, reconciled
 from s2cs.live import Item, Live, News
+from s2cs.logs import about
 from s2cs.s2ds.contract import DataServer, TunnelStatus
 from s2cs.sessions import Sessions
 from s2cs.settings import Settings
@@ -324,7 +325,9 @@ class Gateway:
             else:
                 self._act(live, effect)
         if after.state is not before.state:
-            log.info("session %s: %s -> %s %s", after.uid, before.state, after.state, after.reason)
+            level = logging.WARNING if after.state in (State.RECOVERING, State.FAILED) else logging.INFO
+            words = ("session %s: %s -> %s %s", after.uid, before.state, after.state, after.reason)
+            log.log(level, *words, extra=about(after, state=str(after.state), reason=after.reason))
             live.publish(News.STATE, after.reason)
         return after
 
@@ -370,10 +373,12 @@ class Gateway:
             live.error = error
             event = Kept() if effect is Effect.UPDATE else Broke(str(error))
         except Exception:
-            log.exception("session %s: %s failed", live.session.uid, effect.value)
+            log.exception("session %s: %s failed", live.session.uid, effect.value, extra=about(live.session))
             live.error = ScistreamError("the gateway has an internal fault; its operator finds it in the log")
             event = Kept() if effect is Effect.UPDATE else Broke(str(live.error))
         if effect is Effect.STOP and isinstance(event, Broke):
+            about_it = about(live.session, reason=event.reason)
+            log.warning("session %s: is stopped again soon: %s", live.session.uid, event.reason, extra=about_it)
             return  # the deadline of CLOSING stops it again
         if event is not None:
             self._report(live, event)
