@@ -1,0 +1,63 @@
+"""`s2uc ping`: how far away gateways are, and how they are."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from s2uc.commands.common import Command, Settings, chosen, pass_settings, perform
+from s2uc.commands.completion import gateways
+from scistream.errors import ScistreamError
+
+if TYPE_CHECKING:
+    from s2uc.ping import Ping
+
+
+@click.command("ping", cls=Command, example="s2uc ping aps\ns2uc ping --count 20 --json")
+@click.argument("gateway", nargs=-1, shell_complete=gateways)
+@click.option("--count", type=click.IntRange(1, 1000), default=5, show_default=True, help="Calls to each.")
+@pass_settings
+def ping_command(settings: Settings, gateway: tuple[str, ...], count: int) -> None:
+    """Measure the way to each gateway, or to those named, and say how the gateway is.
+
+    Nothing is opened there. Exit: 0 when all answer; else as the first that does not.
+    """
+    from s2uc.ping import ping  # noqa: PLC0415 - gRPC, which help needs not
+
+    known = chosen(settings, gateway)
+
+    async def ask_all() -> list[Any]:
+        asking = (ping(one.live(), count, settings.call_timeout(10)) for one in known)
+        return list(await asyncio.gather(*asking, return_exceptions=True))
+
+    content, lines, failed = [], [], None
+    for one, answer in zip(known, perform(ask_all()), strict=True):
+        if isinstance(answer, ScistreamError):
+            failed = failed or answer
+            content.append({"gateway": one.name, "error": str(answer)})
+            lines.append(f"{one.name}: {answer}")
+        elif isinstance(answer, BaseException):
+            raise answer
+        else:
+            content.append(answer.as_dict())
+            lines.append(_words(answer))
+    settings.emit({"gateways": content}, "\n".join(lines))
+    if failed:
+        click.get_current_context().exit(failed.exit_status)
+
+
+def _words(found: Ping) -> str:
+    told = found.as_dict()
+    call, tls = told["call_ms"], told["tls"]
+    return "\n".join(
+        [
+            f"{told['gateway']}: {told['name']} at {told['address']} answers; s2cs {told['version']}",
+            f"  connect {told['connect_ms']} ms, TLS handshake {told['handshake_ms']} ms, "
+            f"call {call['median']} ms ({call['min']} to {call['max']}, {told['calls']} calls)",
+            f"  {tls['version']} {tls['cipher']}, certificate until {found.certificate_until:%Y-%m-%d}",
+            f"  you are {told['user']}; {told['free_ports']} ports free",
+            *(f"  {name} {state}" for name, state in told["backends"].items()),
+        ]
+    )

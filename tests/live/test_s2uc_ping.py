@@ -1,0 +1,44 @@
+"""`s2uc ping` of real gateways, and of what is none."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from tests.support.ports import port_block
+from tests.support.user import facilities
+
+
+def test_ping_says_how_far_and_how_a_gateway_is(tmp_path: Path) -> None:
+    with facilities(tmp_path) as both:
+        user = both.user
+        alcf, aps = user.json("ping", "--count", "3")["gateways"]
+        assert (alcf["gateway"], aps["gateway"]) == ("alcf", "aps")  # by name
+        for found in (aps, alcf):
+            assert found["address"] == "127.0.0.1"
+            assert found["tls"]["version"] == "TLSv1.3"
+            assert found["calls"] == 3
+            call = found["call_ms"]
+            assert 0 < call["min"] <= call["median"] <= call["max"]
+            assert min(found["connect_ms"], found["handshake_ms"]) > 0
+            assert datetime.fromisoformat(found["certificate_until"]) > datetime.now(UTC) + timedelta(days=300)
+            assert found["user"] == "admin"
+            assert found["free_ports"] > 10
+        words = user.s2uc("ping", "aps").stdout
+        assert "you are admin" in words
+        assert all(name in words for name in ("nginx", "haproxy", "stunnel") if shutil.which(name))
+
+        both.alcf.stop()
+        process = user.s2uc("ping", expect=4)
+        assert "aps: " in process.stdout
+        assert "alcf: " in process.stdout
+        assert "the connection was refused" in process.stdout
+
+
+def test_ping_of_a_silent_port_ends(tmp_path: Path) -> None:
+    with facilities(tmp_path) as both, socket.create_server(("127.0.0.1", port_block())) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        both.user.s2uc("gateway", "add", "silent", address, "--no-check")
+        assert "does not answer" in both.user.s2uc("--timeout", "2s", "ping", "silent", expect=4).stdout
