@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from s2cs.bounds import Bounds
 from s2cs.calls import CallCounter
+from s2cs.connections import Connections
 from s2cs.gateway import Gateway
 from s2cs.metrics import Metrics
 from s2cs.servicer import Door, Servicer
@@ -19,17 +21,23 @@ from scistream.errors import Unavailable
 from scistream.proto import scistream_pb2 as pb
 from scistream.proto.scistream_pb2_grpc import add_ControlServicer_to_server
 from scistream.vocabulary import Endpoint
-from scistream.wire import CHANNEL_OPTIONS, MAX_MESSAGE_BYTES, grpc
+from scistream.wire import CHANNEL_OPTIONS, MAX_MESSAGE_BYTES, MAX_METADATA_BYTES, grpc
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["Control"].full_name
 _HEALTH_S = 0.5
 _GRACE_S = 30.0  # for what is under way on connections with the certificate before
+_MOST = "grpc.max_allowed_incoming_connections"
 _OPTIONS = [
     *CHANNEL_OPTIONS,
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 1),  # two servers share the ports while the certificate changes
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),  # a hard bound; the other alone refuses by chance
+    ("grpc.max_concurrent_streams", 100),  # of one connection
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 2),
     ("grpc.server_handshake_timeout_ms", 10_000),  # who connects and says nothing does not stay
+    ("grpc.max_connection_idle_ms", 300_000),  # nor who has no call under way
+    ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a small message stays small
 ]
 
 
@@ -44,8 +52,10 @@ class Control:
         self._gateway = gateway
         self._counter = CallCounter(metrics)
         self._servicer = Servicer(gateway)
-        self._door = Door(store)
         self._listen = gateway.settings.server.listen
+        ports, most = {endpoint.port for endpoint in self._listen}, _most_connections()
+        self._connections = Connections(ports, lambda: gateway.settings.limits, most // 2)
+        self._door = Door(store, Bounds(lambda: gateway.settings.limits, self._connections.prove))
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
         self._telling: asyncio.Task[None] | None = None
@@ -68,6 +78,7 @@ class Control:
         """Serve, and say so to those who ask for the gateway's health."""
         assert self._server is not None
         await self._server.start()
+        self._connections.start()
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         self._telling = asyncio.create_task(self._tell_health())
 
@@ -90,6 +101,7 @@ class Control:
 
     async def stop(self) -> None:
         """Stop at once: a watch never ends by itself, and what a caller asked for goes on without it."""
+        self._connections.stop()
         if self._telling is not None:
             self._telling.cancel()
         await self._health.enter_graceful_shutdown()
@@ -99,7 +111,8 @@ class Control:
             ending.cancel()
 
     def _made(self, certificate: tuple[bytes, bytes]) -> grpc.aio.Server:
-        server = grpc.aio.server(interceptors=[self._counter, self._door], options=[*_OPTIONS, _most_connections()])
+        options = [*_OPTIONS, (_MOST, _most_connections())]
+        server = grpc.aio.server(interceptors=[self._counter, self._door], options=options)
         add_ControlServicer_to_server(self._servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
@@ -138,7 +151,7 @@ def _cannot_listen(endpoint: Endpoint) -> Unavailable:
     )
 
 
-def _most_connections() -> tuple[str, int]:
+def _most_connections() -> int:
     """Bound the control connections to each address: anybody can open them, and without descriptors gRPC crashes."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return "grpc.max_allowed_incoming_connections", 10_000 if limit < 0 else min(limit // 4, 10_000)
+    return 10_000 if limit < 0 else min(limit // 4, 10_000)

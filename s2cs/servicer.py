@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from math import inf
 from types import MappingProxyType
@@ -14,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 import scistream
 from s2cs.auth import Caller, KeyHolder, identify, user_only
+from s2cs.bounds import Bounds, Visit
 from s2cs.gateway import Gateway
 from s2cs.identity.settings import Auth
 from s2cs.live import Item, News
@@ -29,7 +31,8 @@ from scistream.wire import OWN_WORDS, grpc, status_of
 log = logging.getLogger(__name__)
 
 _caller: ContextVar[Caller | KeyHolder] = ContextVar("caller")
-_OPEN_TO_ALL = ("/grpc.health.v1.Health/", "/scistream.Control/methods")
+_OPEN_TO_ALL = ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/List", "/scistream.Control/methods")
+_NOT_SERVED = "/grpc.health.v1.Health/Watch"  # would last as long as any stranger likes
 _OPEN_TO_KEYS = ("/scistream.Control/hello", "/scistream.Control/watch")  # whose session it is, is seen there
 _SCOPES = {  # what each method needs; those that are not named are for any user
     "/scistream.Control/req": "sessions",
@@ -51,14 +54,15 @@ _KINDS = {
 class Door(grpc.aio.ServerInterceptor):
     """Let in who has credentials, and turn errors into statuses: the one place for both."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, bounds: Bounds) -> None:
         self._store = store
+        self._bounds = bounds
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
         """Wrap a method's handler."""
         handler = await continuation(details)
-        if handler is None or details.method.startswith(_OPEN_TO_ALL):
-            return handler
+        if handler is None or details.method == _NOT_SERVED:
+            return None
         if handler.unary_unary:
             guarded = self._guard_unary(handler.unary_unary, handler.request_deserializer, details.method)
             return grpc.unary_unary_rpc_method_handler(guarded, None, handler.response_serializer)
@@ -71,8 +75,11 @@ class Door(grpc.aio.ServerInterceptor):
     def _guard_unary(self, inner: Any, decode: Any, method: str) -> Any:
         async def guarded(request: Any, context: Any) -> Any:
             try:
-                self._identify(context, method)
-                return await inner(_read(decode, request), context)
+                async with self._visit(context, method) as visit:
+                    self._identify(context, method, visit)
+                    answer = await inner(_read(decode, request), context)
+                    visit.good()
+                    return answer
             except Exception as error:
                 await self._refuse(error, context, method)
 
@@ -81,19 +88,28 @@ class Door(grpc.aio.ServerInterceptor):
     def _guard_stream(self, inner: Any, decode: Any, method: str) -> Any:
         async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
             try:
-                self._identify(context, method)
-                async for item in inner(_read(decode, request), context):
-                    yield item
+                async with self._visit(context, method) as visit:
+                    self._identify(context, method, visit)
+                    async for item in inner(_read(decode, request), context):
+                        visit.good()
+                        yield item
             except Exception as error:
                 await self._refuse(error, context, method)
 
         return guarded
 
-    def _identify(self, context: Any, method: str) -> None:
-        values = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+    def _visit(self, context: Any, method: str) -> AbstractAsyncContextManager[Visit]:
+        return self._bounds.visit(context.peer(), "".join(_authorizations(context)), method in _OPEN_TO_ALL)
+
+    def _identify(self, context: Any, method: str, visit: Visit) -> None:
+        if method in _OPEN_TO_ALL:
+            return
+        values = _authorizations(context)
         if len(values) > 1:
             raise Unauthenticated("there is more than one authorization; send one")
         caller = identify(self._store, values[0] if values else "")
+        if isinstance(caller, Caller):
+            visit.good()
         if isinstance(caller, Caller) or method not in _OPEN_TO_KEYS:
             caller = user_only(caller).needs(_SCOPES.get(method, ""))
         _caller.set(caller)
@@ -107,6 +123,10 @@ class Door(grpc.aio.ServerInterceptor):
         words = printable(str(error))  # whatever is quoted in it, a line of the log stays one line
         log.info("%s from %s refused: %s: %s", method, context.peer(), error.status, words)
         await context.abort(status_of(error), words, ((OWN_WORDS, error.status),))
+
+
+def _authorizations(context: Any) -> list[str]:
+    return [value for key, value in context.invocation_metadata() or () if key == "authorization"]
 
 
 def _read(decode: Callable[[Any], Any], request: Any) -> Any:

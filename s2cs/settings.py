@@ -87,6 +87,10 @@ class Limits(Table):
     hello_wait: Duration = 600  # REQ to Hello
     update_wait: Duration = 120  # Hello to UpdateTargets
     keep_ended: Duration = 3600  # how long `status` still knows what became of a session
+    peer_connections: Annotated[int, Field(ge=4, le=10_000)] = 256  # of one address to the control port
+    stranger_time: Duration = 30  # how long one of them may last without good credentials
+    call_rate: Annotated[int, Field(ge=1, le=100_000)] = 200  # a second, of one credential or one address's strangers
+    failure_rate: Annotated[int, Field(ge=1, le=10_000)] = 5  # failed authentications a second of one address
 
     @model_validator(mode="after")
     def _leases(self) -> Limits:
