@@ -15,7 +15,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from scistream.proto import scistream_pb2 as pb
 from scistream.vocabulary import Endpoint
@@ -187,6 +186,8 @@ def test_what_is_compressed_is_refused_unread(server: GatewayProcess) -> None:
 
 
 def test_health_is_told_to_anybody_and_followed_by_nobody(server: GatewayProcess) -> None:
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
     request, credentials = health_pb2.HealthCheckRequest(), grpc.ssl_channel_credentials(server.ca)
     with grpc.secure_channel(server.address, credentials) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
