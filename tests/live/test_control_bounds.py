@@ -131,14 +131,14 @@ def test_who_connects_and_says_little_is_cut(how: str, port: Endpoint) -> None:
 
 def test_a_flood_of_calls_slows_only_itself(server: GatewayProcess) -> None:
     flooder = server.add_user("flooder")
-    with user_at("127.0.0.7", server) as flood, user_at("127.0.0.8", server) as user, ThreadPoolExecutor(90) as pool:
+    with user_at("127.0.0.7", server) as flood, user_at("127.0.0.8", server) as user, ThreadPoolExecutor(60) as pool:
         calls = [pool.submit(status, flood.describe, pb.DescribeRequest(), token=flooder) for _ in range(600)]
         answers = Counter(status(user.describe, pb.DescribeRequest()) for _ in range(20))
         assert answers == {Code.OK: 20}
         found = Counter(call.result() for call in calls)
     assert found[Code.OK] >= 200
     assert found[Code.RESOURCE_EXHAUSTED] > 0
-    assert set(found) == {Code.OK, Code.RESOURCE_EXHAUSTED}
+    assert set(found) <= {Code.OK, Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE}  # the last one: gRPC itself sheds streams
 
 
 def test_guessing_is_slowed_and_who_is_at_work_is_not(server: GatewayProcess) -> None:
@@ -146,7 +146,7 @@ def test_guessing_is_slowed_and_who_is_at_work_is_not(server: GatewayProcess) ->
     with (
         user_at("127.0.0.9", server) as attacker,
         user_at("127.0.0.10", server) as user,
-        ThreadPoolExecutor(90) as pool,
+        ThreadPoolExecutor(60) as pool,
     ):
         attacker.describe(pb.DescribeRequest())  # a user at work, behind the same address
         guesses = [pool.submit(status, attacker.describe, pb.DescribeRequest(), token=f"{n:043}") for n in range(400)]
@@ -154,7 +154,8 @@ def test_guessing_is_slowed_and_who_is_at_work_is_not(server: GatewayProcess) ->
             for _ in range(10):
                 client.describe(pb.DescribeRequest())
         found = Counter(guess.result() for guess in guesses)
-        assert set(found) == {Code.UNAUTHENTICATED, Code.RESOURCE_EXHAUSTED}
+        assert found[Code.RESOURCE_EXHAUSTED] > 0
+        assert set(found) <= {Code.UNAUTHENTICATED, Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE}
         assert found[Code.UNAUTHENTICATED] < 100
         time.sleep(0.5)  # a newcomer there is let in soon after
         assert attacker.describe(pb.DescribeRequest(), token=newcomer).user == "newcomer"
@@ -174,6 +175,7 @@ def test_metadata_has_a_bound(server: GatewayProcess) -> None:
 def test_what_is_compressed_is_refused_unread(server: GatewayProcess) -> None:
     """A message that was small on the way could be as large as memory."""
     with user_at("127.0.0.12", server) as user:
+        user.describe(pb.DescribeRequest())
         memory = psutil.Process(server.process.pid).memory_info().rss
         metadata = [("authorization", f"Bearer {server.token}")]
         bomb = pb.Request(uid="u", role="PROD", producer="0" * 100_000_000)
