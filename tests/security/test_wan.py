@@ -16,20 +16,10 @@ from scistream.proto import scistream_pb2 as pb
 from scistream.vocabulary import Endpoint, Role, Uid
 from scistream.x509 import PrivateKey, SessionCA, peer_name
 from tests.support.sessions import in_an_hour
-from tests.support.siege import Siege, echoes, usable
+from tests.support.siege import Siege, client_hello, cut, echoes, usable
 
 BACKEND = pytest.mark.parametrize("backend", usable())
 HALF_OPEN = 1000
-
-
-def _client_hello() -> bytes:
-    """Give the first flight of a real client."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    with suppress(ssl.SSLWantReadError):
-        context.wrap_bio(incoming, outgoing).do_handshake()
-    return outgoing.read()
 
 
 @contextmanager
@@ -55,7 +45,7 @@ def _drip(connections: list[socket.socket], rest: bytes) -> None:
 def test_half_open_handshakes(besieged: Siege, backend: str) -> None:
     """A thousand strangers stand in the door: the stream goes on, and the session's own connections get through."""
     session = besieged.sessions[backend]
-    with _half_open(session.wan[0], HALF_OPEN, _client_hello()):
+    with _half_open(session.wan[0], HALF_OPEN, client_hello()):
         for _ in range(5):
             start = time.monotonic()
             assert echoes(session.connect())
@@ -66,7 +56,7 @@ def test_half_open_handshakes(besieged: Siege, backend: str) -> None:
 
 def test_slow_loris(besieged: Siege) -> None:
     """Strangers who say their hello byte by byte are cut off all the same, and keep nobody out meanwhile."""
-    hello = _client_hello()
+    hello = client_hello()
     with ExitStack() as stack:
         doors = [session.wan[0] for session in besieged.sessions.values()]
         strangers = [each for door in doors for each in stack.enter_context(_half_open(door, 100, hello[:1]))]
@@ -75,19 +65,9 @@ def test_slow_loris(besieged: Siege) -> None:
             time.sleep(0.1)
             if number % 25 == 0:
                 assert all(echoes(session.connect()) for session in besieged.sessions.values())
-            if all(_cut(stranger) for stranger in strangers):
+            if all(cut(stranger) for stranger in strangers):
                 return
         pytest.fail("some of them are still there")
-
-
-def _cut(connection: socket.socket) -> bool:
-    """Tell whether the other side has ended a connection."""
-    try:
-        return connection.recv(4096, socket.MSG_DONTWAIT) == b""
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
 
 
 # Who is let in. The library of a hostile client is Python's here, and the command `openssl` below.

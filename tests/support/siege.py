@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from tests.support.gateways import Client, GatewayProcess, gateway
 from tests.support.sessions import Opened, open_pair
 
 APPLICATIONS = "127.0.0.7"  # the address of the LAN that the gateways forward to; all else is not theirs to reach
+STRANGER = "127.0.0.66"  # the address that floods come from
 STREAM_BYTES = int(os.environ.get("SCISTREAM_TEST_STREAM_MB", "64")) * 10**6  # of each stream, at the least
 _RATE = 8e6  # bytes per second of each stream while attacks run
 _BLOCK = 64 * 1024
@@ -194,3 +196,23 @@ def siege(directory: Path) -> Iterator[Siege]:
             assert running.process.poll() is None
             assert running.leftovers() == {}
             assert "Traceback" not in running.log
+
+
+def client_hello() -> bytes:
+    """Give the first flight of a real TLS client."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with suppress(ssl.SSLWantReadError):
+        context.wrap_bio(incoming, outgoing).do_handshake()
+    return outgoing.read()
+
+
+def cut(connection: socket.socket) -> bool:
+    """Tell whether the other side has ended a connection."""
+    try:
+        return connection.recv(65536, socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
