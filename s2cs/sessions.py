@@ -56,14 +56,16 @@ class Sessions:
             NotFound: no such session of this user.
             Unauthenticated: neither a user's token nor the key of that session.
         """
-        same = [live for live in self._by_id.values() if live.session.uid == uid]
+        # What runs does not depend on whether the uid is taken: not even the time of an answer tells a stranger that.
         if isinstance(caller, KeyHolder):
-            for live in same:
-                if caller.opens(live.session.request.hello_key_sha256):
+            opened = [live for live in self._by_id.values() if caller.opens(live.session.request.hello_key_sha256)]
+            for live in opened:
+                if live.session.uid == uid:
                     return live
             raise Unauthenticated(f"the credentials are neither a user's token nor the key of session {uid}")
         found = self.latest(caller.id, uid)
         if found is None and caller.operator:
+            same = [live for live in self._by_id.values() if live.session.uid == uid]
             found = max(same, key=lambda live: (not live.session.state.ended, live.session.created_at), default=None)
         if found is None:
             raise NotFound(f"there is no session {uid} of yours at this gateway; s2uc list shows what there is")
