@@ -70,7 +70,6 @@ def refused(code: Code, call: Any, *args: Any, **kwargs: Any) -> str:
         ({"rate_bytes_per_s": 2**63}, Code.INVALID_ARGUMENT, "rate"),
         ({"backend": "squid"}, Code.INVALID_ARGUMENT, "squid"),
         ({"backend": "../nginx"}, Code.INVALID_ARGUMENT, "nginx"),
-        ({"backend": "stunnel", "rate": 1000}, Code.FAILED_PRECONDITION, "rate"),
         ({"protocol": "sctp"}, Code.INVALID_ARGUMENT, "tcp"),
         ({"lease_s": 2**32 - 1}, Code.INVALID_ARGUMENT, "lease"),
         ({"hello_key_sha256": b"short"}, Code.INVALID_ARGUMENT, "SHA-256"),
