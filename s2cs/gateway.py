@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from math import inf
 
 from s2cs import admission
+from s2cs.audit.log import Audit
 from s2cs.auth import Caller, KeyHolder, user_only
 from s2cs.clock import Clock
 from s2cs.effects import carry_out, meaning, reconciled
@@ -67,11 +68,12 @@ Observer = Callable[[Session, Session, float], None]  # the session before and a
 class Gateway:
     """Serve the sessions of one facility's gateway."""
 
-    def __init__(self, settings: Settings, store: Store, data_server: DataServer) -> None:
+    def __init__(self, settings: Settings, store: Store, data_server: DataServer, audit: Audit | None = None) -> None:
         self.settings = settings
         self.data_server = data_server
         self.clock = Clock.of(store)
         self._store = store
+        self._audit = audit or Audit()
         self._sessions = Sessions(store)
         self.observers: list[Observer] = []
         self._background: list[asyncio.Task[None]] = []
@@ -290,6 +292,7 @@ class Gateway:
         limits = self.settings.limits
         if self.draining:
             raise Unavailable(f"gateway {self.settings.server.name} takes no new sessions now; use another, or wait")
+        self._audit.require()
         admission.admit(limits, (live.session for live in self._sessions.running), request)
         waits = Waits(hello=limits.hello_wait, update=limits.update_wait)
         lease_s = request.lease_s or limits.default_lease
@@ -329,7 +332,16 @@ class Gateway:
             words = ("session %s: %s -> %s %s", after.uid, before.state, after.state, after.reason)
             log.log(level, *words, extra=about(after, state=str(after.state), reason=after.reason))
             live.publish(News.STATE, after.reason)
+            self._record(before, after)
         return after
+
+    def _record(self, before: Session, after: Session) -> None:
+        """Write down where a session begins to carry data, and where it ends."""
+        if after.state is State.ACTIVE and before.state is State.STARTING:
+            self._audit.write("session.active", session=after, backend=after.backend, targets=after.targets)
+        elif after.state.ended:
+            lasted = round(self.clock.now() - after.created_at, 3)
+            self._audit.write("session.end", session=after, reason=after.reason, outcome=after.state, lasted_s=lasted)
 
     def _report(self, live: Live, event: Event) -> None:
         """Apply what the data server or the clock says; it may be late, and then it means nothing."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from math import inf
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 import scistream
+from s2cs.audit.calls import Call, current
+from s2cs.audit.log import Audit
 from s2cs.auth import Caller, KeyHolder, identify, user_only
 from s2cs.bounds import Bounds, Visit
 from s2cs.gateway import Gateway
@@ -54,9 +57,10 @@ _KINDS = {
 class Door(grpc.aio.ServerInterceptor):
     """Let in who has credentials, and turn errors into statuses: the one place for both."""
 
-    def __init__(self, store: Store, bounds: Bounds) -> None:
+    def __init__(self, store: Store, bounds: Bounds, audit: Audit) -> None:
         self._store = store
         self._bounds = bounds
+        self._audit = audit
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
         """Wrap a method's handler."""
@@ -74,36 +78,49 @@ class Door(grpc.aio.ServerInterceptor):
 
     def _guard_unary(self, inner: Any, decode: Any, method: str) -> Any:
         async def guarded(request: Any, context: Any) -> Any:
+            call = self._call(context, method)
             try:
                 async with self._visit(context, method) as visit:
-                    self._identify(context, method, visit)
-                    answer = await inner(_read(decode, request), context)
+                    call.by(self._identify(context, method, visit))
+                    call.asks(message := _read(decode, request))
+                    answer = await inner(message, context)
                     visit.good()
-                    return answer
+            except asyncio.CancelledError:
+                call.abandoned()
+                raise
             except Exception as error:
-                await self._refuse(error, context, method)
+                await self._refuse(error, context, method, call)
+            call.allowed()
+            return answer
 
         return guarded
 
     def _guard_stream(self, inner: Any, decode: Any, method: str) -> Any:
         async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
+            call = self._call(context, method)
             try:
                 async with self._visit(context, method) as visit:
-                    self._identify(context, method, visit)
-                    async for item in inner(_read(decode, request), context):
+                    call.by(self._identify(context, method, visit))
+                    call.asks(message := _read(decode, request))
+                    async for item in inner(message, context):
                         visit.good()
                         yield item
             except Exception as error:
-                await self._refuse(error, context, method)
+                await self._refuse(error, context, method, call)
 
         return guarded
+
+    def _call(self, context: Any, method: str) -> Call:
+        call = Call(self._audit, method, context.peer())
+        current.set(call)
+        return call
 
     def _visit(self, context: Any, method: str) -> AbstractAsyncContextManager[Visit]:
         return self._bounds.visit(context.peer(), "".join(_authorizations(context)), method in _OPEN_TO_ALL)
 
-    def _identify(self, context: Any, method: str, visit: Visit) -> None:
+    def _identify(self, context: Any, method: str, visit: Visit) -> Caller | KeyHolder | None:
         if method in _OPEN_TO_ALL:
-            return
+            return None
         values = _authorizations(context)
         if len(values) > 1:
             raise Unauthenticated("there is more than one authorization; send one")
@@ -113,8 +130,9 @@ class Door(grpc.aio.ServerInterceptor):
         if isinstance(caller, Caller) or method not in _OPEN_TO_KEYS:
             caller = user_only(caller).needs(_SCOPES.get(method, ""))
         _caller.set(caller)
+        return caller
 
-    async def _refuse(self, error: Exception, context: Any, method: str) -> None:
+    async def _refuse(self, error: Exception, context: Any, method: str, call: Call) -> NoReturn:
         if isinstance(error, grpc.aio.AbortError):
             raise error
         if not isinstance(error, ScistreamError):
@@ -122,7 +140,9 @@ class Door(grpc.aio.ServerInterceptor):
             error = ScistreamError("the gateway has an internal fault; its operator finds it in the log")
         words = printable(str(error))  # whatever is quoted in it, a line of the log stays one line
         log.info("%s from %s refused: %s: %s", method, context.peer(), error.status, words)
+        call.refused(error)
         await context.abort(status_of(error), words, ((OWN_WORDS, error.status),))
+        raise AssertionError("abort raises")
 
 
 def _authorizations(context: Any) -> list[str]:
@@ -152,6 +172,7 @@ class Servicer(ControlServicer):
         """Hello."""
         role = Role.parse(request.role)
         session = await self._gateway.hello(_caller.get(), Uid(request.uid), role, request.prod_listeners)
+        current.get().session = session
         return pb.AppResponse(
             message=_GREETINGS[session.role, session.state is State.ACTIVE],
             listeners=map(str, session.listeners),
@@ -229,6 +250,7 @@ class Servicer(ControlServicer):
         return pb.MethodList(methods=_methods(self._gateway.settings.auth))
 
     def _response(self, session: Session) -> pb.Response:
+        current.get().session = session
         return pb.Response(
             listeners=map(str, session.listeners),
             prod_listeners=map(str, session.prod_listeners),

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import os
 import re
@@ -112,6 +113,18 @@ class MetricsSettings(Table):
     listen: tuple[Listen, ...] = ()
 
 
+class AuditSettings(Table):
+    """`[audit]`: the record of who asked what."""
+
+    enabled: bool = True
+    directory: str = ""  # empty: `audit` in the state directory
+    max_bytes: Annotated[int, Field(ge=4096, le=2**40)] = 16 * 2**20  # of a file, before the next one begins
+    keep_files: Annotated[int, Field(ge=2, le=100_000)] = 64
+    keep_age: Duration = 400 * 86400
+    on_failure: Literal["refuse", "continue"] = "refuse"  # new sessions, while the log cannot be written
+    refusals_per_minute: Annotated[int, Field(ge=1, le=10_000)] = 10  # of one address; the others are counted
+
+
 class Settings(Table):
     """All tables."""
 
@@ -122,6 +135,7 @@ class Settings(Table):
     policy: Policy = Policy()
     auth: Auth = Auth()
     metrics: MetricsSettings = MetricsSettings()
+    audit: AuditSettings = AuditSettings()
 
 
 # What a running gateway cannot change: [table] and its keys, all of them if none is named.
@@ -130,6 +144,7 @@ FIXED: dict[str, tuple[str, ...]] = {
     "network": (),
     "metrics": (),
     "s2ds": ("launcher",),
+    "audit": (),
 }
 
 
@@ -158,10 +173,7 @@ def load(file: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
     Raises:
         SettingsError: no file, not TOML, or anything in it that is not accepted.
     """
-    if file is None:
-        file = next((path for path in SEARCHED if path.exists()), None)
-        if file is None:
-            raise SettingsError("there is no s2cs.toml here or in /etc/scistream; make one with: s2cs init DIR")
+    file = located(file)
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -177,9 +189,32 @@ def load(file: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
     return _absolute(settings, file.resolve().parent)
 
 
+def located(file: Path | None) -> Path:
+    """Say which file the settings are.
+
+    Raises:
+        SettingsError: none was named, and there is none where they are looked for.
+    """
+    file = file or next((path for path in SEARCHED if path.exists()), None)
+    if file is None:
+        raise SettingsError("there is no s2cs.toml here or in /etc/scistream; make one with: s2cs init DIR")
+    return file
+
+
+def fingerprint(file: Path | None, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Tell which settings are in force, not what they are: file, its SHA-256, and the variables that override it."""
+    file = located(file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return {"settings": str(file.resolve()), "sha256": digest, "overridden": sorted(filter(_overrides, environ))}
+
+
+def _overrides(name: str) -> bool:
+    return name.startswith("SCISTREAM_") and "__" in name
+
+
 def _override(tables: dict[str, Any], environ: Mapping[str, str]) -> None:
     for name, text in environ.items():
-        if not name.startswith("SCISTREAM_") or "__" not in name:
+        if not _overrides(name):
             continue
         table, _, key = name.removeprefix("SCISTREAM_").lower().partition("__")
         try:
@@ -235,5 +270,11 @@ def _inner(table: type[BaseModel], key: str) -> tuple[type[BaseModel], object] |
 def _absolute(settings: Settings, base: Path) -> Settings:
     server = settings.server
     paths = {name: base / getattr(server, name) for name in ("certificate", "key", "state_dir")}
-    update = {"server": server.model_copy(update=paths), "auth": settings.auth.absolute(base)}
-    return settings.model_copy(update=update)
+    directory = str(base / settings.audit.directory) if settings.audit.directory else ""
+    return settings.model_copy(
+        update={
+            "server": server.model_copy(update=paths),
+            "auth": settings.auth.absolute(base),
+            "audit": settings.audit.model_copy(update={"directory": directory}),
+        }
+    )

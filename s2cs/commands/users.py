@@ -8,11 +8,14 @@ from pathlib import Path
 
 import click
 
+from s2cs.audit.acts import RecordedGroup
 from s2cs.commands.common import CONTEXT, config_option, load, opened, utc
 from scistream.errors import InvalidArgument
 
 
-@click.group(context_settings=CONTEXT, epilog="Example: s2cs user add alice --token-file alice.token")
+@click.group(
+    cls=RecordedGroup, context_settings=CONTEXT, epilog="Example: s2cs user add alice --token-file alice.token"
+)
 def user() -> None:
     """Users and their tokens."""
 
