@@ -17,6 +17,7 @@ import scistream
 from s2cs.audit.acts import Recorded
 from s2cs.commands.audit import audit
 from s2cs.commands.common import CONTEXT, config_option, load, opened, utc
+from s2cs.commands.doctor import doctor
 from s2cs.commands.users import user
 from scistream.errors import DeadlineExceeded, ScistreamError, Unavailable
 from scistream.streams import open_streams, settle
@@ -207,6 +208,7 @@ def sessions(file: Path | None, everything: bool, as_json: bool) -> None:
 
 cli.add_command(audit)
 cli.add_command(user)
+cli.add_command(doctor)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_v
 from s2cs.identity.settings import Auth
 from s2cs.tables import Duration, Listen, Table, read_by
 from scistream.errors import ScistreamError
-from scistream.vocabulary import Endpoint, PortRange, Rate, shown
+from scistream.vocabulary import Endpoint, PortRange, Rate, parse_round_trip, shown
 
 GATEWAY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 SEARCHED = (Path("s2cs.toml"), Path("/etc/scistream/s2cs.toml"))
@@ -61,6 +61,8 @@ class NetworkSettings(Table):
     lan_advertise: str = ""  # what others are told instead, behind address translation
     wan_advertise: str = ""
     ports: Ports = PortRange(30000, 30999)
+    bandwidth: Annotated[Rate, read_by(Rate.parse)] = Rate()  # that one connection is to reach; 0: what the WAN has
+    rtt: Annotated[float, read_by(parse_round_trip)] = 0.05  # seconds, to the other facility
 
 
 class DataServerSettings(Table):
