@@ -11,6 +11,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import replace
 from math import inf
 
 from s2cs import admission
@@ -20,11 +21,15 @@ from s2cs.clock import Clock
 from s2cs.effects import carry_out, meaning, reconciled
 from s2cs.live import Item, Live, News
 from s2cs.logs import about
+from s2cs.policy.decision import Lease, decide, usual_lease
+from s2cs.policy.resolver import Resolver
+from s2cs.policy.sessions import admit_targets, backend_for, check_quota, held_by_others, judged, objection
 from s2cs.s2ds.contract import DataServer, TunnelStatus
 from s2cs.sessions import Sessions
 from s2cs.settings import Settings
 from s2cs.store import Store
-from s2cs.validation import admit_targets, check_lease, check_proof, check_request, check_role
+from s2cs.users import Rank
+from s2cs.validation import check_proof, check_request, check_role
 from scistream.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -76,6 +81,7 @@ class Gateway:
         self._audit = audit or Audit()
         self._sessions = Sessions(store)
         self.observers: list[Observer] = []
+        self._resolver = Resolver()
         self._background: list[asyncio.Task[None]] = []
         self._looked_at = inf  # when the sessions' deadlines were last looked at
 
@@ -154,7 +160,7 @@ class Gateway:
             InvalidArgument, FailedPrecondition, PermissionDenied, ResourceExhausted: it cannot be had; nothing is kept.
         """
         owner = user_only(caller)
-        await check_request(self.settings, request)
+        check_request(self.settings, owner.owner, request)
         while (live := self._sessions.latest(owner.id, request.uid)) and live.session.state is State.CLOSING:
             await live.until(lambda session: session.state.ended)
         if live is None or live.session.state.ended:
@@ -184,11 +190,11 @@ class Gateway:
             NotFound, Unauthenticated: no such session of this caller.
             InvalidArgument, FailedPrecondition, PermissionDenied: not this way, not now, not there.
         """
-        live = self._sessions.find(caller, uid)
+        live = self._sessions.find(caller, uid, Rank.ADMIN)
         check_role(live.session, role)
         endpoints = parse_endpoints(addresses) if live.session.role is Role.PROD else ()
         self._foresee(live.session, Hello(endpoints), endpoints)
-        admitted = await admit_targets(self.settings, live.session, Role.PROD, endpoints)
+        admitted = await self._admit(caller, live.session, Role.PROD, endpoints)
         return self._apply(live, Hello(admitted))
 
     async def update(
@@ -207,7 +213,7 @@ class Gateway:
             InvalidArgument, FailedPrecondition, PermissionDenied: not this way, not now, not there.
             Unavailable: the proxy does not come up; the session FAILs and gives everything back.
         """
-        live = self._sessions.find(user_only(caller), uid)
+        live = self._sessions.find(user_only(caller), uid, Rank.ADMIN)
         session = live.session
         check_role(session, role)
         endpoints = parse_endpoints(addresses)
@@ -219,7 +225,7 @@ class Gateway:
         proof = Proof(certificate, trust_anchor)
         self._foresee(session, Update(endpoints, proof), endpoints)
         check_proof(session, proof)
-        admitted = await admit_targets(self.settings, session, session.role, endpoints)
+        admitted = await self._admit(caller, session, session.role, endpoints)
         await self._settled(live)
         live.error = None
         self._apply(live, Update(admitted, proof))
@@ -233,14 +239,18 @@ class Gateway:
         Raises:
             NotFound: no such session of this caller.
             InvalidArgument, FailedPrecondition: not this way, or not now.
+            PermissionDenied: what the session is would not be allowed any more.
             Unavailable: the data server refuses; the session goes on as it was.
         """
-        live = self._sessions.find(user_only(caller), uid)
-        check_lease(self.settings.limits, lease_s)
+        live = self._sessions.find(user_only(caller), uid, Rank.ADMIN)
+        user = judged(caller, live.session)
+        decide(self.settings, user, Lease(lease_s)).require()
+        if refusal := objection(self.settings, user, live.session):
+            refusal.require()
         Certificate.from_der(trust_anchor)
         await self._settled(live)
         live.error = None
-        expires_at = self.clock.now() + (lease_s or self.settings.limits.default_lease)
+        expires_at = self.clock.now() + (lease_s or usual_lease(self.settings, user))
         self._apply(live, Renew(expires_at, trust_anchor))
         live.warned = False
         return await self._taken_over(live)
@@ -280,6 +290,14 @@ class Gateway:
         """
         return self._sessions.find(caller, uid).watch()
 
+    async def _admit(
+        self, caller: Caller | KeyHolder, session: Session, role: Role, endpoints: Iterable[Endpoint]
+    ) -> tuple[Endpoint, ...]:
+        """Resolve where a session is to lead to, and see that it may."""
+        held = held_by_others(self.running, session.owner)
+        user = judged(caller, session)
+        return await admit_targets(self.settings, self._resolver, user, session, role, endpoints, held)
+
     def _foresee(self, session: Session, event: Event, endpoints: Iterable[Endpoint]) -> None:
         """Refuse early what the rules refuse anyway. Of names, only too many: they are not resolved to be refused."""
         named = list(endpoints)
@@ -293,10 +311,13 @@ class Gateway:
         if self.draining:
             raise Unavailable(f"gateway {self.settings.server.name} takes no new sessions now; use another, or wait")
         self._audit.require()
-        admission.admit(limits, (live.session for live in self._sessions.running), request)
+        user = owner.owner
+        check_quota(self.settings, user, request, self.running)
+        admission.admit(limits, self.running, request)
         waits = Waits(hello=limits.hello_wait, update=limits.update_wait)
-        lease_s = request.lease_s or limits.default_lease
-        session = open_session(secrets.token_hex(8), owner.owner, request, self.clock.now(), lease_s, waits)
+        lease_s = request.lease_s or usual_lease(self.settings, user)
+        session = open_session(secrets.token_hex(8), user, request, self.clock.now(), lease_s, waits)
+        session = replace(session, backend=backend_for(self.settings, user, request, self.data_server.backends()))
         self._sessions.save(session)
         live = Live(session)
         self._sessions.keep(live)

@@ -22,6 +22,7 @@ from s2cs.bounds import Bounds, Visit
 from s2cs.gateway import Gateway
 from s2cs.identity.settings import Auth
 from s2cs.live import Item, News
+from s2cs.policy.decision import longest_lease, usual_lease
 from s2cs.s2ds.contract import TunnelStatus
 from s2cs.store import Store
 from scistream.errors import InvalidArgument, ScistreamError, Unauthenticated
@@ -234,8 +235,8 @@ class Servicer(ControlServicer):
             lan_address=settings.network.lan_advertise or settings.network.lan,
             wan_address=settings.network.wan_advertise or settings.network.wan,
             max_num_conn=settings.limits.num_conn,
-            default_lease_s=settings.limits.default_lease,
-            max_lease_s=settings.limits.max_lease,
+            default_lease_s=usual_lease(settings, caller.owner),
+            max_lease_s=longest_lease(settings, caller.owner),
             free_ports=min(server.free_ports(role) for role in Role),
             role=str(caller.role),
             identity=caller.id,

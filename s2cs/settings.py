@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from s2cs.identity.settings import Auth
+from s2cs.policy.reach import Reach
 from s2cs.tables import Duration, Listen, Table, read_by
 from scistream.errors import ScistreamError
 from scistream.vocabulary import Endpoint, PortRange, Rate, parse_round_trip, shown
@@ -34,10 +35,7 @@ def _ip(value: object) -> str:
 
 Address = Annotated[str, BeforeValidator(_ip)]
 Ports = Annotated[PortRange, read_by(PortRange.parse)]
-Network = Annotated[
-    ipaddress.IPv4Network | ipaddress.IPv6Network,
-    BeforeValidator(lambda value: ipaddress.ip_network(str(value), strict=False)),
-]
+Networks = tuple[Annotated[Reach, read_by(Reach.parse)], ...]
 Cipher = Literal["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"]
 BackendName = Literal["stunnel", "haproxy", "nginx"]
 
@@ -102,11 +100,35 @@ class Limits(Table):
         return self
 
 
-class Policy(Table):
-    """`[policy]`: where this gateway forwards to."""
+class Rule(Table):
+    """`[[policy.rules]]`: what some may; a key that is left out is as `[policy]` and `[limits]` have it for all."""
 
-    targets: tuple[Network, ...] = ()  # applications in the LAN
-    peers: tuple[Network, ...] = ()  # other facilities' gateways
+    name: str = ""  # for people
+    users: tuple[str, ...] | None = None  # names; "*" is everybody
+    groups: tuple[str, ...] | None = None
+    targets: Networks | None = None
+    peers: Networks | None = None
+    sessions: Annotated[int, Field(ge=0, le=100_000)] | None = None  # of one user at once
+    connections: Annotated[int, Field(ge=0, le=65535)] | None = None  # of all sessions of one user together
+    rate: Annotated[Rate, read_by(Rate.parse)] | None = None  # of all sessions of one user together
+    max_lease: Duration | None = None
+    backends: tuple[BackendName, ...] | None = None
+
+    @model_validator(mode="after")
+    def _somebody(self) -> Rule:
+        if self.users is None and self.groups is None:
+            raise ValueError('name users or groups; users = ["*"] is everybody')
+        if self.rate is not None and not self.rate.bytes_per_s:
+            raise ValueError("a rate of 0 is no limit; leave rate out")
+        return self
+
+
+class Policy(Table):
+    """`[policy]`: where this gateway forwards to, and who may what."""
+
+    targets: Networks = ()  # applications in the LAN
+    peers: Networks = ()  # other facilities' gateways
+    rules: tuple[Rule, ...] = ()  # the first that names a user is the user's
 
 
 class MetricsSettings(Table):
