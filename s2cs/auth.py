@@ -1,4 +1,4 @@
-"""Who is calling: a user by token, or an application by the key of its session."""
+"""Who is calling: a user, or an application by the key of its session."""
 
 from __future__ import annotations
 
@@ -6,23 +6,21 @@ import hashlib
 import hmac
 import re
 import secrets
-import time
 from dataclasses import dataclass
 from math import inf
 
-from s2cs.store import Store
 from s2cs.users import SCOPES, Rank
 from scistream.errors import InvalidArgument, PermissionDenied, Unauthenticated
 from scistream.machine import Owner
 from scistream.vocabulary import shown
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,62}")
-_NOBODY = ("", "INVALID_TOKEN")  # what clients send that have none
+TOKEN_PREFIX = "s2t_"  # noqa: S105 - by which a token of a gateway is known
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A user of this gateway, and what its credentials are good for."""
+    """A user, of this gateway or from outside, and what its credentials are good for."""
 
     name: str  # what is shown, and what the policy names
     id: str  # what owns sessions; a name that is removed and added again has another
@@ -91,7 +89,7 @@ def digest(token: str) -> bytes:
 
 def new_token() -> str:
     """Make a token of 256 random bits."""
-    return "s2t_" + secrets.token_urlsafe(32)
+    return TOKEN_PREFIX + secrets.token_urlsafe(32)
 
 
 def check_name(name: str, what: str = "user") -> str:
@@ -105,23 +103,7 @@ def check_name(name: str, what: str = "user") -> str:
     return name
 
 
-def identify(store: Store, authorization: str) -> Caller | KeyHolder:
-    """Find out who calls, from the metadata `authorization`: `Bearer TOKEN`, or the bare token.
-
-    Raises:
-        Unauthenticated: there are no credentials, or they have expired.
-        PermissionDenied: the user is disabled.
-    """
-    token = authorization.removeprefix("Bearer ").strip()
-    if token in _NOBODY:
-        raise Unauthenticated("this gateway wants a token; add one with: s2uc login GATEWAY --token-file FILE")
-    found = store.users.by_token(digest(token))
-    if found is None:
-        return KeyHolder(digest(token))
-    user, known = found
-    if time.time() >= known.expires_at:
-        raise Unauthenticated(f"the token {known.id} of user {user.name} has expired; ask the operator for a new one")
-    if user.disabled:
-        raise PermissionDenied(f"user {user.name} is disabled at this gateway; ask its operator why")
-    role = user.rank if "admin" in known.scopes else Rank.USER
-    return Caller(user.name, user.id, role, user.groups, known.scopes, expires_at=known.expires_at)
+def bearer(authorization: str) -> str:
+    """Give the token of the metadata `authorization`: `Bearer TOKEN`, or the bare token."""
+    scheme, _, rest = authorization.strip().partition(" ")
+    return rest.strip() if scheme.lower() == "bearer" else authorization.strip()

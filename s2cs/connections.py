@@ -71,6 +71,10 @@ class Connections:
         self._proved: dict[Peer, float] = {}
         self._task: asyncio.Task[None] | None = None
 
+    def watch_also(self, ports: Iterable[int]) -> None:
+        """Watch further ports."""
+        self._ports |= frozenset(ports)
+
     def start(self) -> None:
         """Begin to watch."""
         self._task = asyncio.create_task(self._watch())

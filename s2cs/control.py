@@ -6,18 +6,18 @@ import asyncio
 import resource
 import socket
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from s2cs.audit.log import Audit
 from s2cs.bounds import Bounds
 from s2cs.calls import CallCounter
 from s2cs.connections import Connections
 from s2cs.gateway import Gateway
+from s2cs.identity.authenticator import Authenticator
 from s2cs.metrics import Metrics
 from s2cs.servicer import Door, Servicer
-from s2cs.store import Store
 from scistream.errors import Unavailable
 from scistream.proto import scistream_pb2 as pb
 from scistream.proto.scistream_pb2_grpc import add_ControlServicer_to_server
@@ -42,6 +42,15 @@ _OPTIONS = [
 ]
 
 
+class Credentials(NamedTuple):
+    """What TLS on the control ports needs; all in PEM."""
+
+    certificate: bytes  # the gateway's own, with its chain
+    key: bytes
+    client_listen: tuple[Endpoint, ...] = ()  # the ports that want a client's certificate
+    client_ca: bytes = b""  # who issues those
+
+
 class Control:
     """Serve the protocol on the gateway's control ports.
 
@@ -49,32 +58,31 @@ class Control:
     ask for the certificate at each handshake instead, but with 1.85 that crashes the process when many connect.
     """
 
-    def __init__(self, gateway: Gateway, store: Store, metrics: Metrics, audit: Audit) -> None:
+    def __init__(self, gateway: Gateway, authenticator: Authenticator, metrics: Metrics) -> None:
         self._gateway = gateway
         self._counter = CallCounter(metrics)
         self._servicer = Servicer(gateway)
         self._listen = gateway.settings.server.listen
         ports, most = {endpoint.port for endpoint in self._listen}, _most_connections()
         self._connections = Connections(ports, lambda: gateway.settings.limits, most // 2)
-        bounds = Bounds(lambda: gateway.settings.limits, self._connections.prove)
-        self._door = Door(store, bounds, audit)
+        self._door = Door(authenticator, Bounds(lambda: gateway.settings.limits, self._connections.prove))
         self._health = health.aio.HealthServicer()
+        self._client_listen: tuple[Endpoint, ...] = ()
         self._server: grpc.aio.Server | None = None
         self._telling: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
 
-    def bind(self, certificate: tuple[bytes, bytes]) -> None:
+    def bind(self, credentials: Credentials) -> None:
         """Take the ports; nothing is served yet.
-
-        Args:
-            certificate: the gateway's own with its chain, and its key, in PEM.
 
         Raises:
             Unavailable: a port is taken, or an address is not this host's.
         """
-        for endpoint in self._listen:
+        for endpoint in (*self._listen, *credentials.client_listen):
             _see_free(endpoint)
-        self._server = self._made(certificate)
+        self._server = self._made(credentials)
+        self._client_listen = credentials.client_listen
+        self._connections.watch_also(endpoint.port for endpoint in credentials.client_listen)
 
     async def start(self) -> None:
         """Serve, and say so to those who ask for the gateway's health."""
@@ -92,9 +100,17 @@ class Control:
             await self._health.set(_SERVICE, status.NOT_SERVING if fault else status.SERVING)
             await asyncio.sleep(_HEALTH_S)
 
-    async def replace(self, certificate: tuple[bytes, bytes]) -> None:
-        """Serve new connections with another certificate; what is under way on the old ones may end."""
-        before, self._server = self._server, self._made(certificate)
+    async def replace(self, credentials: Credentials) -> None:
+        """Serve new connections with other credentials; what is under way on the old ones may end.
+
+        Raises:
+            Unavailable: a new port is taken; all stays as it is.
+        """
+        for endpoint in set(credentials.client_listen) - set(self._client_listen):
+            _see_free(endpoint)
+        before, self._server = self._server, self._made(credentials)
+        self._client_listen = credentials.client_listen
+        self._connections.watch_also(endpoint.port for endpoint in credentials.client_listen)
         await self._server.start()
         if before is not None:
             ending = asyncio.create_task(before.stop(_GRACE_S))
@@ -112,14 +128,17 @@ class Control:
         for ending in list(self._ending):
             ending.cancel()
 
-    def _made(self, certificate: tuple[bytes, bytes]) -> grpc.aio.Server:
+    def _made(self, credentials: Credentials) -> grpc.aio.Server:
         options = [*_OPTIONS, (_MOST, _most_connections())]
         server = grpc.aio.server(interceptors=[self._counter, self._door], options=options)
         add_ControlServicer_to_server(self._servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        pem, key = certificate
-        _add_ports(server, self._listen, grpc.ssl_server_credentials([(key, pem)]))
+        own = [(credentials.key, credentials.certificate)]
+        _add_ports(server, self._listen, grpc.ssl_server_credentials(own))
+        if credentials.client_listen:  # of their own: gRPC for Python has no certificate that a client may leave out
+            asking = grpc.ssl_server_credentials(own, credentials.client_ca, require_client_auth=True)
+            _add_ports(server, credentials.client_listen, asking)
         return server
 
 
@@ -149,7 +168,7 @@ def _add_ports(server: grpc.aio.Server, listen: Iterable[Endpoint], credentials:
 def _cannot_listen(endpoint: Endpoint) -> Unavailable:
     return Unavailable(
         f"the gateway cannot listen on {endpoint}: the port is taken, or the address is not this host's; "
-        "change [server] listen"
+        "change listen in [server] or [auth.certificates]"
     )
 
 

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from math import inf
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any
 
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 import scistream
-from s2cs.audit.calls import Call, current
-from s2cs.audit.log import Audit
-from s2cs.auth import Caller, KeyHolder, identify, user_only
+from s2cs.auth import Caller, KeyHolder, bearer, digest, user_only
 from s2cs.bounds import Bounds, Visit
 from s2cs.gateway import Gateway
+from s2cs.identity.authenticator import Authenticator
 from s2cs.identity.settings import Auth
 from s2cs.live import Item, News
-from s2cs.policy.decision import longest_lease, usual_lease
 from s2cs.s2ds.contract import TunnelStatus
-from s2cs.store import Store
 from scistream.errors import InvalidArgument, ScistreamError, Unauthenticated
 from scistream.machine import Request, Session, State
 from scistream.proto import scistream_pb2 as pb
@@ -58,10 +56,9 @@ _KINDS = {
 class Door(grpc.aio.ServerInterceptor):
     """Let in who has credentials, and turn errors into statuses: the one place for both."""
 
-    def __init__(self, store: Store, bounds: Bounds, audit: Audit) -> None:
-        self._store = store
+    def __init__(self, authenticator: Authenticator, bounds: Bounds) -> None:
+        self._authenticator = authenticator
         self._bounds = bounds
-        self._audit = audit
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
         """Wrap a method's handler."""
@@ -79,53 +76,41 @@ class Door(grpc.aio.ServerInterceptor):
 
     def _guard_unary(self, inner: Any, decode: Any, method: str) -> Any:
         async def guarded(request: Any, context: Any) -> Any:
-            call = self._call(context, method)
             try:
                 async with self._visit(context, method) as visit:
-                    call.by(self._identify(context, method, visit))
-                    call.asks(message := _read(decode, request))
-                    answer = await inner(message, context)
+                    await self._identify(context, method, visit)
+                    answer = await inner(_read(decode, request), context)
                     visit.good()
-            except asyncio.CancelledError:
-                call.abandoned()
-                raise
+                    return answer
             except Exception as error:
-                await self._refuse(error, context, method, call)
-            call.allowed()
-            return answer
+                await self._refuse(error, context, method)
 
         return guarded
 
     def _guard_stream(self, inner: Any, decode: Any, method: str) -> Any:
         async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
-            call = self._call(context, method)
             try:
                 async with self._visit(context, method) as visit:
-                    call.by(self._identify(context, method, visit))
-                    call.asks(message := _read(decode, request))
-                    async for item in inner(message, context):
-                        visit.good()
-                        yield item
+                    caller = await self._identify(context, method, visit)
+                    async with _as_long_as(caller):
+                        async for item in inner(_read(decode, request), context):
+                            visit.good()
+                            yield item
             except Exception as error:
-                await self._refuse(error, context, method, call)
+                await self._refuse(error, context, method)
 
         return guarded
 
-    def _call(self, context: Any, method: str) -> Call:
-        call = Call(self._audit, method, context.peer())
-        current.set(call)
-        return call
-
     def _visit(self, context: Any, method: str) -> AbstractAsyncContextManager[Visit]:
-        return self._bounds.visit(context.peer(), "".join(_authorizations(context)), method in _OPEN_TO_ALL)
+        return self._bounds.visit(context.peer(), _credential(context), method in _OPEN_TO_ALL)
 
-    def _identify(self, context: Any, method: str, visit: Visit) -> Caller | KeyHolder | None:
+    async def _identify(self, context: Any, method: str, visit: Visit) -> Caller | KeyHolder | None:
         if method in _OPEN_TO_ALL:
             return None
         values = _authorizations(context)
         if len(values) > 1:
             raise Unauthenticated("there is more than one authorization; send one")
-        caller = identify(self._store, values[0] if values else "")
+        caller = await self._authenticator.identify("".join(values), _certificate(context))
         if isinstance(caller, Caller):
             visit.good()
         if isinstance(caller, Caller) or method not in _OPEN_TO_KEYS:
@@ -133,7 +118,7 @@ class Door(grpc.aio.ServerInterceptor):
         _caller.set(caller)
         return caller
 
-    async def _refuse(self, error: Exception, context: Any, method: str, call: Call) -> NoReturn:
+    async def _refuse(self, error: Exception, context: Any, method: str) -> None:
         if isinstance(error, grpc.aio.AbortError):
             raise error
         if not isinstance(error, ScistreamError):
@@ -141,13 +126,39 @@ class Door(grpc.aio.ServerInterceptor):
             error = ScistreamError("the gateway has an internal fault; its operator finds it in the log")
         words = printable(str(error))  # whatever is quoted in it, a line of the log stays one line
         log.info("%s from %s refused: %s: %s", method, context.peer(), error.status, words)
-        call.refused(error)
         await context.abort(status_of(error), words, ((OWN_WORDS, error.status),))
-        raise AssertionError("abort raises")
 
 
 def _authorizations(context: Any) -> list[str]:
     return [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+
+
+def _certificate(context: Any) -> bytes:
+    """The client's certificate in PEM, which TLS has checked; empty on ports that want none."""
+    found: bytes = next(iter(context.auth_context().get("x509_pem_cert", ())), b"")
+    return found
+
+
+def _credential(context: Any) -> str:
+    """What a call brings, for counting: tokens begin with what tells them apart, and a JWT ends with it."""
+    token = bearer("".join(_authorizations(context)))
+    if not token:
+        certificate = _certificate(context)
+        return digest(certificate.decode()).hex() if certificate else ""
+    return token[::-1] if token.count(".") == 2 else token
+
+
+@asynccontextmanager
+async def _as_long_as(caller: Caller | KeyHolder | None) -> AsyncIterator[None]:
+    """End what goes on when the caller's credentials end."""
+    left = caller.expires_at - time.time() if isinstance(caller, Caller) and caller.expires_at != inf else None
+    try:
+        async with asyncio.timeout(left) as bound:
+            yield
+    except TimeoutError:
+        if bound.expired():
+            raise Unauthenticated("your credentials have come to their end meanwhile; log in again") from None
+        raise
 
 
 def _read(decode: Callable[[Any], Any], request: Any) -> Any:
@@ -173,7 +184,6 @@ class Servicer(ControlServicer):
         """Hello."""
         role = Role.parse(request.role)
         session = await self._gateway.hello(_caller.get(), Uid(request.uid), role, request.prod_listeners)
-        current.get().session = session
         return pb.AppResponse(
             message=_GREETINGS[session.role, session.state is State.ACTIVE],
             listeners=map(str, session.listeners),
@@ -235,8 +245,8 @@ class Servicer(ControlServicer):
             lan_address=settings.network.lan_advertise or settings.network.lan,
             wan_address=settings.network.wan_advertise or settings.network.wan,
             max_num_conn=settings.limits.num_conn,
-            default_lease_s=usual_lease(settings, caller.owner),
-            max_lease_s=longest_lease(settings, caller.owner),
+            default_lease_s=settings.limits.default_lease,
+            max_lease_s=settings.limits.max_lease,
             free_ports=min(server.free_ports(role) for role in Role),
             role=str(caller.role),
             identity=caller.id,
@@ -251,7 +261,6 @@ class Servicer(ControlServicer):
         return pb.MethodList(methods=_methods(self._gateway.settings.auth))
 
     def _response(self, session: Session) -> pb.Response:
-        current.get().session = session
         return pb.Response(
             listeners=map(str, session.listeners),
             prod_listeners=map(str, session.prod_listeners),

@@ -52,6 +52,7 @@ MIGRATIONS = (
         'name', json_extract(body, '$.owner'), 'groups', json_array()
     ));
     """,
+    "ALTER TABLE users ADD COLUMN used_at REAL NOT NULL DEFAULT 0;",
 )
 
 

@@ -21,16 +21,21 @@ _Names = TypeVar("_Names", bound="Names")
 _LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
 
 
-def _url(value: object) -> str:
-    parts = urlsplit(value) if isinstance(value, str) else urlsplit("")
+def is_safe_url(url: str) -> bool:
+    """Tell whether what is asked there cannot be read on the way: https, or http on loopback."""
     try:
-        safe = parts.scheme == "https" or (parts.scheme == "http" and _LOOPBACK.fullmatch(parts.hostname or ""))
-        plain = not (parts.query or parts.fragment or parts.username) and (parts.port is None or parts.port > 0)
+        parts = urlsplit(url)
+        return bool(parts.hostname) and (
+            parts.scheme == "https" or (parts.scheme == "http" and bool(_LOOPBACK.fullmatch(parts.hostname or "")))
+        )
     except ValueError:
-        safe = plain = False
-    if not (safe and plain and parts.hostname):
+        return False
+
+
+def _url(value: object) -> str:
+    if not isinstance(value, str) or not is_safe_url(value) or any(mark in value for mark in "?#@ "):
         raise ValueError("give an https address without query and user; http is for loopback only")
-    return str(value)
+    return value
 
 
 Url = Annotated[str, BeforeValidator(_url)]
@@ -52,6 +57,7 @@ class Issuer(Names):
     grants: dict[str, tuple[Scope, ...]] = Field(default_factory=dict)  # by the issuer's scope; empty: sessions, read
     issuer: Url | None = None  # of opaque tokens: checked where the answer names one, and needed for s2uc login
     audience: str = ""  # of opaque tokens: checked when given
+    username_claim: str
     groups_claim: str = ""
     operator_groups: tuple[str, ...] = ()
     admin_groups: tuple[str, ...] = ()

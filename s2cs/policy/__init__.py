@@ -1,1 +1,0 @@
-"""Who may ask this gateway for what: the rules as types, one function that decides, and where names lead."""
