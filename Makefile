@@ -16,6 +16,7 @@ RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 PROVIDER := tests/support/oidc
 PROVIDER_STAMP := $(PROVIDER)/node_modules/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
 
 .PHONY: help demo test lint bench soak docs proto proxies provider clean
 
@@ -33,8 +34,9 @@ lint: $(DEV_STAMP) ## style and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: $(DEV_STAMP) proxies ## the benchmarks, with each proxy that is installed
-	$(PY) -m bench
+bench: $(BENCH_STAMP) proxies ## all benchmarks in a quarter of an hour, into docs/benchmarks.md
+	@deploy/install-rivals.sh || echo "going on without what could not be installed"
+	$(PY) -m bench --plots
 
 soak: $(DEV_STAMP) proxies provider ## the long runs
 	$(PY) -m pytest -m soak --timeout 0
@@ -74,3 +76,8 @@ $(PROVIDER_STAMP): $(PROVIDER)/package.json $(PROVIDER)/package-lock.json
 	@echo "installing the tests' OpenID Connect provider"
 	@npm --prefix $(PROVIDER) ci --silent --no-progress
 	@touch $@
+
+$(BENCH_STAMP): pyproject.toml constraints.txt | $(PY)
+	@echo "installing into $(VENV), with what the benchmarks compare with"
+	@$(INSTALL) --editable '.[dev,docs,embedded,bench]'
+	@touch $@ $(DEV_STAMP) $(RUN_STAMP)

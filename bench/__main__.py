@@ -1,57 +1,79 @@
-"""`python -m bench [setup] [datapath]`: run benchmarks, print tables, write bench/results/*.json."""
+"""`python -m bench [PART...]`: measure, print, and write JSON, plots and the documentation's page.
+
+A part that fails is told of and left out; the others go on.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
+import resource
+import sys
 import time
+import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import psutil
+from bench import host
 
-import scistream
-from bench import datapath, setup
-
+PARTS = ("datapath", "wan", "setup", "density", "control", "applications")
 RESULTS = Path(__file__).parent / "results"
 
 
-def main() -> None:
-    """Run what is asked for, or everything."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("what", nargs="*", choices=["setup", "datapath", []], help="[default: both]")
-    parser.add_argument("--runs", type=int, default=20, help="sessions for each set-up figure [default: 20]")
-    parser.add_argument("--rounds", type=int, default=3, help="pairs of transfers for each data path [default: 3]")
-    parser.add_argument("--gigabytes", type=float, default=2.0, help="size of a transfer [default: 2]")
-    options = parser.parse_args()
-    result: dict[str, Any] = {"machine": _machine()}
+def main(arguments: list[str] | None = None) -> int:
+    """Run what is asked for, or everything; the exit status."""
+    options = _parse(arguments)
+    if options.source:
+        result: dict[str, Any] = json.loads(options.source.read_text())
+    else:
+        result = run(options.parts or list(PARTS), options.quick)
+        file = options.json or RESULTS / time.strftime("%Y%m%dT%H%M%S.json")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"written to {file}")
+    if options.plots:
+        from bench import report  # noqa: PLC0415 - matplotlib is an extra
+
+        for path in report.publish(result):
+            print(f"written to {path}")
+    return 1 if result["failed"] else 0
+
+
+def run(parts: list[str], quick: bool) -> dict[str, Any]:
+    """Run parts; what they found, with the machine and the reasons of those that failed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    result: dict[str, Any] = {"machine": host.machine(), "quick": quick, "parts": {}, "failed": {}}
     print(" ".join(f"{key}={value}" for key, value in result["machine"].items()), flush=True)
+    for part in parts:
+        begin, load = time.monotonic(), host.load()
+        print(f"\n== {part} (load {load:.1f})", flush=True)
+        try:
+            found = import_module(f"bench.{part}").measure(quick, lambda line: print(line, flush=True))
+        except Exception as error:
+            traceback.print_exc()
+            result["failed"][part] = f"{type(error).__name__}: {error}"
+            continue
+        took = time.monotonic() - begin
+        result["parts"][part] = found | {"load_before": load, "took_s": took, "commit": result["machine"]["commit"]}
+        print(f"== {part}: {took:.0f} s", flush=True)
+    return result
 
-    def report(line: str) -> None:
-        print(line, flush=True)
 
-    if not options.what or "setup" in options.what:
-        result["setup"] = setup.measure(options.runs, report)
-    if not options.what or "datapath" in options.what:
-        result["datapath"] = datapath.measure(options.rounds, options.gigabytes, report)
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / time.strftime("%Y%m%dT%H%M%S.json")
-    file.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {file}")
-
-
-def _machine() -> dict[str, str]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "scistream": scistream.__version__,
-        "commit": commit.stdout.strip() or "unknown",
-        "kernel": platform.release(),
-        "cpus": str(psutil.cpu_count()),
-        "python": platform.python_version(),
-    }
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} [default: all]")
+    parser.add_argument("--quick", action="store_true", help="less of everything: two minutes, and more noise")
+    parser.add_argument("--json", type=Path, metavar="F", help="where the result goes [default: bench/results/]")
+    parser.add_argument("--plots", action="store_true", help="draw docs/img, write the tables of docs/benchmarks.md")
+    parser.add_argument("--from", dest="source", type=Path, metavar="F", help="take this result, and measure nothing")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    return options
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,98 +1,124 @@
-"""Throughput and CPU of our tunnels beside the same proxies configured by hand, in turn, in one run."""
+"""Throughput, CPU, memory and latency of every way, in turn, in one run."""
 
 from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import s2uc
-from bench import byhand
-from bench.traffic import cpu_seconds, producer, receive
-from scistream.vocabulary import Endpoint
-from tests.support.gateways import GatewayProcess, gateway
+from bench import ways
+from bench.gateways import User, two_gateways
+from bench.place import Missing, Place
+from bench.stats import paired, quantile
+from bench.traffic import Transfer, first_bytes, producer, round_trips, transfer
+from bench.ways import Road, Way
 
-BACKENDS = ("nginx", "haproxy", "stunnel")
-STREAMS = (1, 4, 16)
-_GB = 10**9
-
-
-def user_gateway(running: GatewayProcess) -> s2uc.Gateway:
-    """Make a gateway as the library knows it."""
-    return s2uc.Gateway(running.directory.name, Endpoint.parse(running.address), running.ca, running.token)
+Report = Callable[[str], None]
 
 
-@contextmanager
-def two_gateways(directory: Path) -> Iterator[tuple[GatewayProcess, GatewayProcess]]:
-    """Run a producer's and a consumer's gateway."""
-    with gateway(directory / "producer") as p, gateway(directory / "consumer") as c:
-        yield p, c
-
-
-def measure(rounds: int, gigabytes: float, report: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Run each backend with each number of streams, by hand and through gateways in turn.
+def measure(quick: bool, report: Report) -> dict[str, Any]:
+    """Stream over every way with 1, 4 and 16 connections.
 
     Returns:
-        A row for each: medians of Gb/s and CPU-seconds per GB (both gateways), and the ratios, ours to by hand,
-        of each round's pair.
+        `rows`: a way and a number of connections each, with medians and ratios; `missing`: what was left out, and why.
     """
+    rounds, seconds = (2, 0.5) if quick else (5, 1.0)
+    rows: list[dict[str, Any]] = []
+    missing = ways.missing_backends()
+    with tempfile.TemporaryDirectory(prefix="bench-") as directory, ExitStack() as stack:
+        place = Place(Path(directory))
+        target = place.producer.address, stack.enter_context(producer(place.producer, place.directory))
+        gateways = stack.enter_context(two_gateways(place, blocks=2))
+        user = User(place.directory / "user", *gateways)
+        found = [ways.direct(), *ways.tunnels(user, gateways), *ways.by_hand(), *ways.rivals()]
+        for streams in (1, 4) if quick else (1, 4, 16):
+            rows += _side_by_side(found, place.sub(f"x{streams}"), target, streams, rounds, seconds, missing, report)
+    return {"rows": rows, "missing": missing, "rounds": rounds, "seconds": seconds, "ratios": _ratios(rows)}
+
+
+def _side_by_side(
+    found: Sequence[Way],
+    place: Place,
+    target: tuple[str, int],
+    streams: int,
+    rounds: int,
+    seconds: float,
+    missing: dict[str, str],
+    report: Report,
+) -> list[dict[str, Any]]:
+    results: dict[Way, list[Transfer]] = defaultdict(list)
     rows = []
-    total = int(gigabytes * _GB)
-    with producer() as port, tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
-        gateways = stack.enter_context(two_gateways(Path(directory)))
-        direct = [total / receive([port], total) for _ in range(rounds)]
-        report(f"direct, without proxies: {statistics.median(direct) * 8 / _GB:.1f} Gb/s")
-        for backend in BACKENDS:
-            for streams in STREAMS:
-                row = _compare(backend, streams, rounds, total, port, gateways)
-                rows.append(row)
-                report(
-                    f"{backend:8} x{streams:<3} ours {row['gbps']:5.2f} Gb/s {row['cpu_s_per_gb']:5.2f} CPU-s/GB   "
-                    f"by hand {row['by_hand_gbps']:5.2f} Gb/s {row['by_hand_cpu_s_per_gb']:5.2f} CPU-s/GB   "
-                    f"ratio {row['throughput_ratio']:.3f} (CPU {row['cpu_ratio']:.3f})"
-                )
+    with ExitStack() as stack:
+        roads: dict[Way, Road] = {}
+        for i, way in enumerate(found):
+            try:
+                road = stack.enter_context(way.open(place.sub(str(i)), target, streams))
+                transfer(road.addresses, tuple, 0.1)  # opens what is opened late
+            except (Missing, OSError, RuntimeError) as error:
+                missing[way.label] = str(error)
+                report(f"{way.label}: left out: {error}")
+                continue
+            roads[way] = road
+        for i in range(rounds):
+            order = list(roads.items())
+            turned = order[i % len(order) :] + order[: i % len(order)]
+            for way, road in turned:
+                results[way].append(transfer(road.addresses, lambda road=road: road.groups, seconds))
+        for way, road in roads.items():
+            row = _row(way, streams, results[way], road)
+            rows.append(row)
+            report(_line(row))
     return rows
 
 
-def _compare(
-    backend: str, streams: int, rounds: int, total: int, port: int, gateways: tuple[GatewayProcess, GatewayProcess]
-) -> dict[str, Any]:
-    ours: list[tuple[float, float]] = []
-    hand: list[tuple[float, float]] = []
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        byhand.tunnel(backend, Path(directory), port) as (hand_port, hand_pids),
-        s2uc.request(
-            *map(user_gateway, gateways),
-            prod_listeners=[f"127.0.0.1:{port}"],
-            num_conn=streams,
-            backend=backend,
-        ) as session,
-    ):
-        our_ports = [listener.port for listener in session.listeners]
-        our_pids = [process.pid for running in gateways for process in running.proxies()]
-        _run(our_ports, our_pids, total // 8)
-        _run([hand_port] * streams, hand_pids, total // 8)
-        for i in range(rounds):
-            pair = [(ours, our_ports, our_pids), (hand, [hand_port] * streams, hand_pids)]
-            for results, ports, pids in pair if i % 2 else pair[::-1]:
-                results.append(_run(ports, pids, total))
-    return {
-        "backend": backend,
+def _row(way: Way, streams: int, results: list[Transfer], road: Road) -> dict[str, Any]:
+    samples = {"gbps": [r.gbps for r in results], "cpu": [sum(r.cpu_s_per_gb) for r in results]}
+    row: dict[str, Any] = {
+        "way": way.label,
+        "kind": way.kind,
+        "name": way.name,
+        "configuration": way.configuration,
         "streams": streams,
-        "gbps": statistics.median(rate for rate, _ in ours),
-        "cpu_s_per_gb": statistics.median(cpu for _, cpu in ours),
-        "by_hand_gbps": statistics.median(rate for rate, _ in hand),
-        "by_hand_cpu_s_per_gb": statistics.median(cpu for _, cpu in hand),
-        "throughput_ratio": statistics.median(a[0] / b[0] for a, b in zip(ours, hand, strict=True)),
-        "cpu_ratio": statistics.median(a[1] / b[1] for a, b in zip(ours, hand, strict=True)),
+        "gbps": statistics.median(samples["gbps"]),
+        "cpu_s_per_gb": statistics.median(samples["cpu"]),
+        "gbps_spread": [quantile(samples["gbps"], q) for q in (0.25, 0.75)],
+        "cpu_producer": statistics.median(r.cpu_s_per_gb[0] for r in results),
+        "cpu_consumer": statistics.median(r.cpu_s_per_gb[1] for r in results),
+        "pss_mb": [each / 1e6 for each in results[-1].pss_bytes],
+        "samples": samples,
     }
+    if streams == 1:
+        trips, connects = round_trips(road.addresses[0], 2000, most_s=1.0), first_bytes(road.addresses[0], 50)
+        row |= {
+            "round_trip_us": [quantile(trips, q) * 1e6 for q in (0.5, 0.99)],
+            "first_byte_ms": [quantile(connects, q) * 1e3 for q in (0.5, 0.99)],
+        }
+    return row
 
 
-def _run(ports: list[int], pids: list[int], total: int) -> tuple[float, float]:
-    before = cpu_seconds(pids)
-    seconds = receive(ports, total)
-    return total * 8 / seconds / _GB, (cpu_seconds(pids) - before) / (total / _GB)
+def _ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Compare each tunnel with the same proxy by hand, and with each rival: pairs of the same round."""
+    by = {(row["way"], row["streams"]): row for row in rows}
+    found = []
+    for ours in rows:
+        if ours["kind"] != "tunnel":
+            continue
+        others = [f"{ours['name']}, by hand", *dict.fromkeys(r["way"] for r in rows if r["kind"] == "rival")]
+        for other in others:
+            base = by.get((other, ours["streams"]))
+            if base is not None:
+                figures = {what: paired(ours["samples"][what], base["samples"][what]) for what in ("gbps", "cpu")}
+                found.append({"way": ours["way"], "base": other, "streams": ours["streams"], **figures})
+    return found
+
+
+def _line(row: dict[str, Any]) -> str:
+    text = f"{row['way']:20} x{row['streams']:<3} {row['gbps']:6.2f} Gb/s  {row['cpu_s_per_gb']:5.2f} CPU-s/GB"
+    if "round_trip_us" in row:
+        text += "  64 B {:.0f}/{:.0f} us".format(*row["round_trip_us"])
+        text += "  first byte {:.2f}/{:.2f} ms".format(*row["first_byte_ms"])
+    return text

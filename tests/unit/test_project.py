@@ -166,7 +166,9 @@ def test_ci_runs_lint_and_the_readmes_test_command() -> None:
     assert (ROOT / ".ci/run").stat().st_mode & 0o111
 
 
-@pytest.mark.parametrize("script", ["deploy/install-proxies.sh", "deploy/make-venv.sh", ".ci/run"])
+@pytest.mark.parametrize(
+    "script", ["deploy/install-proxies.sh", "deploy/install-rivals.sh", "deploy/make-venv.sh", ".ci/run"]
+)
 def test_scripts_are_sound(script: str) -> None:
     shell = "bash" if script == ".ci/run" else "sh"
     subprocess.run([shell, "-n", str(ROOT / script)], check=True)

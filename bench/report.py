@@ -1,0 +1,63 @@
+"""From a result to the documentation: the tables of docs/benchmarks.md, and the plots beside it.
+
+The page is written by hand around pairs of markers; what stands between a pair is made here, from
+docs/benchmarks.json, which keeps the last result of each part.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench.tables import TABLES
+
+DOCS = Path(__file__).parents[1] / "docs"
+KEPT = "benchmarks.json"
+PAGE = "benchmarks.md"
+IMAGES = "img"
+
+
+def publish(result: dict[str, Any], docs: Path = DOCS) -> list[Path]:
+    """Merge a result into what is kept, and write page and plots anew; the files."""
+    kept_file = docs / KEPT
+    kept = json.loads(kept_file.read_text()) if kept_file.exists() else {"parts": {}}
+    for name, part in result["parts"].items():
+        kept["parts"][name] = _slim(part) | {"machine": result["machine"], "quick": result["quick"]}
+    kept_file.write_text(json.dumps(kept, indent=1) + "\n")
+    from bench import plots  # noqa: PLC0415 - only drawing needs the extra
+
+    images = docs / IMAGES
+    images.mkdir(exist_ok=True)
+    drawn = [images / name for name in plots.draw(kept["parts"], images)]
+    page = docs / PAGE
+    page.write_text(filled(page.read_text(), kept["parts"]))
+    return [kept_file, page, *drawn]
+
+
+def filled(text: str, parts: dict[str, Any]) -> str:
+    """Put tables between a page's markers; those of parts that were not measured stay as they are.
+
+    Raises:
+        ValueError: a table has no place in the page.
+    """
+    for name, (part, make) in TABLES.items():
+        if part not in parts:
+            continue
+        pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"{PAGE} has no markers for {name}")
+        table: Callable[[dict[str, Any]], str] = make
+        body = f"\n{table(parts[part])}\n\n"
+        text = pattern.sub(lambda match, body=body: f"{match[1]}{body}{match[2]}", text)
+    return text
+
+
+def _slim(part: dict[str, Any]) -> dict[str, Any]:
+    """Leave single samples out of what is kept: the figures made of them are there."""
+    return {
+        key: [{k: v for k, v in row.items() if k != "samples"} for row in value] if key == "rows" else value
+        for key, value in part.items()
+    }
