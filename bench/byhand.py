@@ -279,7 +279,7 @@ def tunnel(command: Command, place: Place, target: Address) -> Iterator[tuple[Ad
 def _started(stack: ExitStack, node: Node, side: Side, command: list[str]) -> int:
     log = side.directory / "log"
     process = stack.enter_context(running(node, command, log))
-    wait_for_ports(node, [side.listen[1]], log=log)
+    wait_for_ports(node, [side.listen[1]], process, log)
     return process.pid
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,7 +22,7 @@ from bench.ways import missing_backends, usable_backends
 from scistream.proto import scistream_pb2 as pb
 
 Report = Callable[[str], None]
-LIMITS = {"LIMITS__SESSIONS": "100000", "LIMITS__CONNECTIONS": "65000"}
+LIMITS = {"LIMITS__SESSIONS": "100000", "LIMITS__CONNECTIONS": "65000", "LIMITS__CALL_RATE": "100000"}
 
 
 def measure(quick: bool, report: Report) -> dict[str, Any]:
@@ -81,6 +82,7 @@ async def look(running: RunningGateway, sessions: Opener, idle_s: float) -> dict
         begin = time.perf_counter()
         found = await sessions.client.list()
         lists.append((time.perf_counter() - begin) * 1000)
+    scrapes = [await asyncio.to_thread(_scrape, running.metrics) for _ in range(5)]
     one_more = [await sessions.open() for _ in range(10)]
     await sessions.release_many([uid for uid, _ in one_more], 4)
     count = sum(not info.state.startswith(("RELEASED", "EXPIRED", "FAILED")) for info in _infos(found))
@@ -91,8 +93,16 @@ async def look(running: RunningGateway, sessions: Opener, idle_s: float) -> dict
         "idle_cpu_s2cs": idle[0],
         "idle_cpu_proxies": idle[1],
         "list_ms": summary(lists),
+        "scrape_ms": summary(scrapes),
         "one_more_ms": summary([seconds * 1000 for _, seconds in one_more]),
     }
+
+
+def _scrape(url: str) -> float:
+    begin = time.perf_counter()
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        answer.read()
+    return (time.perf_counter() - begin) * 1000
 
 
 def _infos(found: Any) -> list[pb.SessionInfo]:
@@ -117,6 +127,7 @@ def _slopes(rows: list[dict[str, Any]]) -> dict[str, Any]:
     figures: dict[str, list[float]] = {
         "s2cs_pss_kb": [row["s2cs"]["pss_mb"] * 1000 for row in rows],
         "list_us": [row["list_ms"]["p50"] * 1000 for row in rows],
+        "scrape_us": [row["scrape_ms"]["p50"] * 1000 for row in rows],
         "one_more_us": [row["one_more_ms"]["p50"] * 1000 for row in rows],
         "idle_cpu_us_per_s": [row["idle_cpu_s2cs"] * 1e6 for row in rows],
         "descriptors": [row["s2cs"]["descriptors"] for row in rows],
@@ -129,5 +140,6 @@ def _line(row: dict[str, Any]) -> str:
         f"{row['backend']:8} {row['sessions']:6} sessions: {row['proxy_pss_mb']:.2f} MB each, "
         f"s2cs {row['s2cs']['pss_mb']:.0f} MB, idle CPU s2cs {row['idle_cpu_s2cs']:.1%} "
         f"proxies {row['idle_cpu_proxies']:.1%}, list {row['list_ms']['p50']:.1f} ms, "
+        f"scrape {row['scrape_ms']['p50']:.1f} ms, "
         f"one more {row['one_more_ms']['p50']:.0f} ms, {row['open_per_s']:.0f}/s"
     )

@@ -39,6 +39,11 @@ class RunningGateway:
         ca = (self.directory / "certs" / "ca.crt").read_bytes()
         return s2uc.Gateway(self.directory.name, self.endpoint, ca, token)
 
+    @property
+    def metrics(self) -> str:
+        """Where it serves its metrics."""
+        return f"http://127.0.0.1:{self.endpoint.port + 1}/metrics"
+
     def proxies(self) -> set[int]:
         """Processes that run in one of its tunnels' directories."""
         tunnels = str(self.directory / "state" / "tunnels")
@@ -67,7 +72,8 @@ def gateway(
         settings: over those of the file, as `LIMITS__SESSIONS`.
     """
     first = port_block(blocks)
-    ports = ["--port", str(first), "--port-range", f"{first + 1}-{first + blocks * BLOCK - 1}"]
+    last = first + blocks * BLOCK - 1
+    ports = ["--port", str(first), "--metrics-port", str(first + 1), "--port-range", f"{first + 2}-{last}"]
     where = ["--lan", node.address, "--wan", node.address]
     init = [sys.executable, "-m", "s2cs", "init", str(directory), *ports, *where, *options]
     with node.inside():
@@ -76,7 +82,7 @@ def gateway(
     log = directory / "serve.log"
     command = [sys.executable, "-m", module, "serve", "--config", str(directory / "s2cs.toml")]
     with running(node, command, log, 60, **_TIDY, **environ) as process:
-        wait_for_ports(node, [first], 30, log)
+        wait_for_ports(node, [first], process, log, 60)
         yield RunningGateway(directory, node, Endpoint(node.address, first), process.pid)
 
 

@@ -95,19 +95,21 @@ def running(
                 continue
 
 
-def wait_for_ports(node: Node, ports: Iterable[int], timeout_s: float = 15.0, log: Path | None = None) -> None:
-    """Wait until somebody listens on all of these ports of a node: seen in the kernel's table, without connecting.
+def wait_for_ports(
+    node: Node, ports: Iterable[int], process: subprocess.Popen[bytes], log: Path, timeout_s: float = 20.0
+) -> None:
+    """Wait until a process listens on all of these ports of a node: seen in the kernel's table, without connecting.
 
     Raises:
-        Missing: nobody does in time.
+        Missing: it ended, or does not in time; with the end of its log.
     """
     left = set(ports)
     deadline = time.monotonic() + timeout_s
     while left:
         left -= _listening(node)
-        if left and time.monotonic() > deadline:
-            said = log.read_text(errors="replace").strip()[-300:] if log and log.exists() else ""
-            raise Missing(f"nobody listens on {sorted(left)} after {timeout_s:g} s: {said}")
+        if left and (process.poll() is not None or time.monotonic() > deadline):
+            said = log.read_text(errors="replace").strip()[-300:]
+            raise Missing(f"it does not listen on {sorted(left)}: {said}")
         if left:
             time.sleep(0.01)
 

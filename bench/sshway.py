@@ -62,7 +62,7 @@ def tunnel(place: Place, target: Address) -> Iterator[tuple[Address, list[int], 
     login = [f"-o{name}={value}" for name, value in options.items()]
     where = [*login, "-F", "none", "-i", str(directory / "user"), "-p", str(port), f"{getpass.getuser()}@{host}"]
     with running(place.producer, [server, "-D", "-e", "-f", str(config)], logs[0]) as sshd:
-        wait_for_ports(place.producer, [port], log=logs[0])
+        wait_for_ports(place.producer, [port], sshd, logs[0])
         with running(place.consumer, [client, "-N", "-L", forward, *where], logs[1]) as ssh:
-            wait_for_ports(place.consumer, [listen[1]], log=logs[1])
+            wait_for_ports(place.consumer, [listen[1]], ssh, logs[1])
             yield listen, [sshd.pid], [ssh.pid]

@@ -172,14 +172,16 @@ def applications(part: Part) -> str:
     return _table(head, rows) + _left_out(part)
 
 
-_GROWTH = ("s2cs (PSS)", "descriptors", "idle CPU of s2cs", "list, p50", "one more, p50", "p99")
+_GROWTH = ("s2cs (PSS)", "descriptors", "idle CPU of s2cs", "list, p50", "metrics, p50", "one more, p50", "p99")
 
 
 def _growth(row: Part) -> list[str]:
     own = row["s2cs"]
     figures = [f"{own['pss_mb']:.0f} MB", str(own["descriptors"]), f"{row['idle_cpu_s2cs']:.1%}"]
     more = row["one_more_ms"]
-    return [*figures, f"{row['list_ms']['p50']:.1f} ms", f"{more['p50']:.0f} ms", f"{more['p99']:.0f} ms"]
+    for name in ("list_ms", "scrape_ms"):
+        figures.append(f"{row[name]['p50']:.1f} ms" if name in row else "-")
+    return [*figures, f"{more['p50']:.0f} ms", f"{more['p99']:.0f} ms"]
 
 
 def _quantiles(figures: Part) -> list[str]:
