@@ -14,7 +14,10 @@ from typing import Literal
 import click
 
 import scistream
+from s2cs.audit.acts import Recorded
+from s2cs.commands.audit import audit
 from s2cs.commands.common import CONTEXT, config_option, load, opened, utc
+from s2cs.commands.doctor import doctor
 from s2cs.commands.users import user
 from scistream.errors import DeadlineExceeded, ScistreamError, Unavailable
 from scistream.streams import open_streams, settle
@@ -151,7 +154,7 @@ def reload(file: Path | None) -> None:
         click.echo(f"these wait for a restart: {', '.join(outcome['restart'])}", err=True)
 
 
-@cli.command(context_settings=CONTEXT, epilog="Example: s2cs drain --config gateway/s2cs.toml")
+@cli.command(cls=Recorded, context_settings=CONTEXT, epilog="Example: s2cs drain --config gateway/s2cs.toml")
 @config_option
 @click.option("--off", is_flag=True, help="Take new sessions again.")
 def drain(file: Path | None, off: bool) -> None:
@@ -203,7 +206,9 @@ def sessions(file: Path | None, everything: bool, as_json: bool) -> None:
         click.echo("no sessions", err=True)
 
 
+cli.add_command(audit)
 cli.add_command(user)
+cli.add_command(doctor)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from s2cs.audit.log import Audit
 from s2cs.bounds import Bounds
 from s2cs.calls import CallCounter
 from s2cs.connections import Connections
@@ -58,14 +59,15 @@ class Control:
     ask for the certificate at each handshake instead, but with 1.85 that crashes the process when many connect.
     """
 
-    def __init__(self, gateway: Gateway, authenticator: Authenticator, metrics: Metrics) -> None:
+    def __init__(self, gateway: Gateway, authenticator: Authenticator, metrics: Metrics, audit: Audit) -> None:
         self._gateway = gateway
         self._counter = CallCounter(metrics)
         self._servicer = Servicer(gateway)
         self._listen = gateway.settings.server.listen
         ports, most = {endpoint.port for endpoint in self._listen}, _most_connections()
         self._connections = Connections(ports, lambda: gateway.settings.limits, most // 2)
-        self._door = Door(authenticator, Bounds(lambda: gateway.settings.limits, self._connections.prove))
+        bounds = Bounds(lambda: gateway.settings.limits, self._connections.prove)
+        self._door = Door(authenticator, bounds, audit)
         self._health = health.aio.HealthServicer()
         self._client_listen: tuple[Endpoint, ...] = ()
         self._server: grpc.aio.Server | None = None

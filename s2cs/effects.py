@@ -24,7 +24,7 @@ async def carry_out(server: DataServer, session: Session, effect: Effect, defaul
     match effect:
         case Effect.RESERVE:
             request = session.request
-            backend = request.backend or default_backend
+            backend = session.backend or request.backend or default_backend
             spec = TunnelSpec(session.id, session.uid, session.role, request.num_conn, backend, request.rate)
             reservation = await server.reserve(spec)
             return Reserved(reservation.listeners, reservation.backend, reservation.csr)

@@ -11,19 +11,25 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import replace
 from math import inf
 
 from s2cs import admission
+from s2cs.audit.log import Audit
 from s2cs.auth import Caller, KeyHolder, user_only
 from s2cs.clock import Clock
 from s2cs.effects import carry_out, meaning, reconciled
 from s2cs.live import Item, Live, News
 from s2cs.logs import about
+from s2cs.policy.decision import Lease, decide, usual_lease
+from s2cs.policy.resolver import Resolver
+from s2cs.policy.sessions import admit_targets, backend_for, check_quota, held_by_others, judged, objection
 from s2cs.s2ds.contract import DataServer, TunnelStatus
 from s2cs.sessions import Sessions
 from s2cs.settings import Settings
 from s2cs.store import Store
-from s2cs.validation import admit_targets, check_lease, check_proof, check_request, check_role
+from s2cs.users import Rank
+from s2cs.validation import check_proof, check_request, check_role
 from scistream.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -67,13 +73,15 @@ Observer = Callable[[Session, Session, float], None]  # the session before and a
 class Gateway:
     """Serve the sessions of one facility's gateway."""
 
-    def __init__(self, settings: Settings, store: Store, data_server: DataServer) -> None:
+    def __init__(self, settings: Settings, store: Store, data_server: DataServer, audit: Audit | None = None) -> None:
         self.settings = settings
         self.data_server = data_server
         self.clock = Clock.of(store)
         self._store = store
+        self._audit = audit or Audit()
         self._sessions = Sessions(store)
         self.observers: list[Observer] = []
+        self._resolver = Resolver()
         self._background: list[asyncio.Task[None]] = []
         self._looked_at = inf  # when the sessions' deadlines were last looked at
 
@@ -156,7 +164,7 @@ class Gateway:
             InvalidArgument, FailedPrecondition, PermissionDenied, ResourceExhausted: it cannot be had; nothing is kept.
         """
         owner = user_only(caller)
-        await check_request(self.settings, request)
+        check_request(self.settings, owner.owner, request)
         while (live := self._sessions.latest(owner.id, request.uid)) and live.session.state is State.CLOSING:
             await live.until(lambda session: session.state.ended)
         if live is None or live.session.state.ended:
@@ -186,11 +194,11 @@ class Gateway:
             NotFound, Unauthenticated: no such session of this caller.
             InvalidArgument, FailedPrecondition, PermissionDenied: not this way, not now, not there.
         """
-        live = self._sessions.find(caller, uid)
+        live = self._sessions.find(caller, uid, Rank.ADMIN)
         check_role(live.session, role)
         endpoints = parse_endpoints(addresses) if live.session.role is Role.PROD else ()
         self._foresee(live.session, Hello(endpoints), endpoints)
-        admitted = await admit_targets(self.settings, live.session, Role.PROD, endpoints)
+        admitted = await self._admit(caller, live.session, Role.PROD, endpoints)
         return self._apply(live, Hello(admitted))
 
     async def update(
@@ -209,7 +217,7 @@ class Gateway:
             InvalidArgument, FailedPrecondition, PermissionDenied: not this way, not now, not there.
             Unavailable: the proxy does not come up; the session FAILs and gives everything back.
         """
-        live = self._sessions.find(user_only(caller), uid)
+        live = self._sessions.find(user_only(caller), uid, Rank.ADMIN)
         session = live.session
         check_role(session, role)
         endpoints = parse_endpoints(addresses)
@@ -221,7 +229,7 @@ class Gateway:
         proof = Proof(certificate, trust_anchor)
         self._foresee(session, Update(endpoints, proof), endpoints)
         check_proof(session, proof)
-        admitted = await admit_targets(self.settings, session, session.role, endpoints)
+        admitted = await self._admit(caller, session, session.role, endpoints)
         await self._settled(live)
         live.error = None
         self._apply(live, Update(admitted, proof))
@@ -235,14 +243,18 @@ class Gateway:
         Raises:
             NotFound: no such session of this caller.
             InvalidArgument, FailedPrecondition: not this way, or not now.
+            PermissionDenied: what the session is would not be allowed any more.
             Unavailable: the data server refuses; the session goes on as it was.
         """
-        live = self._sessions.find(user_only(caller), uid)
-        check_lease(self.settings.limits, lease_s)
+        live = self._sessions.find(user_only(caller), uid, Rank.ADMIN)
+        user = judged(caller, live.session)
+        decide(self.settings, user, Lease(lease_s)).require()
+        if refusal := objection(self.settings, user, live.session):
+            refusal.require()
         Certificate.from_der(trust_anchor)
         await self._settled(live)
         live.error = None
-        expires_at = self.clock.now() + (lease_s or self.settings.limits.default_lease)
+        expires_at = self.clock.now() + (lease_s or usual_lease(self.settings, user))
         self._apply(live, Renew(expires_at, trust_anchor))
         live.warned = False
         return await self._taken_over(live)
@@ -282,6 +294,14 @@ class Gateway:
         """
         return self._sessions.find(caller, uid).watch()
 
+    async def _admit(
+        self, caller: Caller | KeyHolder, session: Session, role: Role, endpoints: Iterable[Endpoint]
+    ) -> tuple[Endpoint, ...]:
+        """Resolve where a session is to lead to, and see that it may."""
+        held = held_by_others(self.running, session.owner)
+        user = judged(caller, session)
+        return await admit_targets(self.settings, self._resolver, user, session, role, endpoints, held)
+
     def _foresee(self, session: Session, event: Event, endpoints: Iterable[Endpoint]) -> None:
         """Refuse early what the rules refuse anyway. Of names, only too many: they are not resolved to be refused."""
         named = list(endpoints)
@@ -294,10 +314,14 @@ class Gateway:
         limits = self.settings.limits
         if self.draining:
             raise Unavailable(f"gateway {self.settings.server.name} takes no new sessions now; use another, or wait")
-        admission.admit(limits, (live.session for live in self._sessions.running), request)
+        self._audit.require()
+        user = owner.owner
+        check_quota(self.settings, user, request, self.running)
+        admission.admit(limits, self.running, request)
         waits = Waits(hello=limits.hello_wait, update=limits.update_wait)
-        lease_s = request.lease_s or limits.default_lease
-        session = open_session(secrets.token_hex(8), owner.owner, request, self.clock.now(), lease_s, waits)
+        lease_s = request.lease_s or usual_lease(self.settings, user)
+        session = open_session(secrets.token_hex(8), user, request, self.clock.now(), lease_s, waits)
+        session = replace(session, backend=backend_for(self.settings, user, request, self.data_server.backends()))
         self._sessions.save(session)
         live = Live(session)
         self._sessions.keep(live)
@@ -333,7 +357,16 @@ class Gateway:
             words = ("session %s: %s -> %s %s", after.uid, before.state, after.state, after.reason)
             log.log(level, *words, extra=about(after, state=str(after.state), reason=after.reason))
             live.publish(News.STATE, after.reason)
+            self._record(before, after)
         return after
+
+    def _record(self, before: Session, after: Session) -> None:
+        """Write down where a session begins to carry data, and where it ends."""
+        if after.state is State.ACTIVE and before.state is State.STARTING:
+            self._audit.write("session.active", session=after, backend=after.backend, targets=after.targets)
+        elif after.state.ended:
+            lasted = round(self.clock.now() - after.created_at, 3)
+            self._audit.write("session.end", session=after, reason=after.reason, outcome=after.state, lasted_s=lasted)
 
     def _report(self, live: Live, event: Event) -> None:
         """Apply what the data server or the clock says; it may be late, and then it means nothing."""

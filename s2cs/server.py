@@ -10,18 +10,21 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
+import scistream
+from s2cs.audit.acts import account
+from s2cs.audit.log import Audit
 from s2cs.control import Control, Credentials
 from s2cs.gateway import Gateway
 from s2cs.identity.authenticator import Authenticator, Methods
 from s2cs.identity.certificates import read_client_ca
 from s2cs.metrics import Metrics
 from s2cs.s2ds.local import Interface, LocalConfig, LocalDataServer
-from s2cs.settings import Settings, load, succeed
+from s2cs.settings import Settings, fingerprint, load, succeed
 from s2cs.store import SqliteStore, Store
 from scistream.errors import FailedPrecondition, InvalidArgument, ScistreamError
 from scistream.x509 import check_server_certificate
@@ -49,7 +52,7 @@ async def serve(file: Path | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, reload.set)
-    async with _running(settings) as running:
+    async with _running(settings, fingerprint(file)) as running:
         where = ", ".join(map(str, settings.server.listen))
         log.info("gateway %s serves on %s", settings.server.name, where)
         _notify("READY=1")
@@ -82,8 +85,10 @@ class _Running:
         data_server: LocalDataServer,
         control: Control,
         authenticator: Authenticator,
+        audit: Audit,
     ) -> None:
         self._store = store
+        self._audit = audit
         self._gateway = gateway
         self._data_server = data_server
         self._control = control
@@ -101,6 +106,7 @@ class _Running:
                 self._credentials = credentials
         except ScistreamError as error:
             log.error("not reloaded, the old settings stay in force: %s", error)
+            self._audit.write("gateway.reload", decision="refused", reason=str(error))
             self._store.note(RELOADED, json.dumps({"at": time.time(), "fault": str(error)}))
             return
         settings, waiting = succeed(self._gateway.settings, settings)
@@ -110,23 +116,26 @@ class _Running:
         await self._authenticator.adopt(methods)
         self._data_server.configure(local_config(settings))
         log.info("settings and certificate reloaded")
+        self._audit.write("gateway.reload", decision="allowed", waiting=waiting, **fingerprint(file))
         self._store.note(RELOADED, json.dumps({"at": time.time(), "fault": "", "restart": waiting}))
 
 
 @asynccontextmanager
-async def _running(settings: Settings) -> AsyncIterator[_Running]:
+async def _running(settings: Settings, fingerprint: Mapping[str, Any]) -> AsyncIterator[_Running]:
     async with AsyncExitStack() as stack:
         stack.enter_context(_locked(settings.server.state_dir))
         store = SqliteStore(settings.server.state_dir / "s2cs.db")
         stack.callback(store.close)
+        audit = Audit.of(settings)
         data_server = LocalDataServer(local_config(settings))
-        gateway = Gateway(settings, store, data_server)
+        gateway = Gateway(settings, store, data_server, audit)
         metrics = Metrics(gateway)
         authenticator = Authenticator(Methods(settings.auth), store, gateway.has_key)
         stack.push_async_callback(authenticator.close)
-        control = Control(gateway, authenticator, metrics)
-        running = _Running(store, gateway, data_server, control, authenticator)
+        control = Control(gateway, authenticator, metrics, audit)
+        running = _Running(store, gateway, data_server, control, authenticator, audit)
         web = _web(gateway, metrics, stack)
+        stack.enter_context(_recording(audit, fingerprint))
         await data_server.open()
         stack.push_async_callback(_close, gateway, data_server)
         await gateway.open()
@@ -150,6 +159,17 @@ def _web(gateway: Gateway, metrics: Metrics, stack: AsyncExitStack) -> Web | Non
     web.bind()
     stack.callback(web.close)
     return web
+
+
+@contextmanager
+def _recording(audit: Audit, fingerprint: Mapping[str, Any]) -> Iterator[None]:
+    """Keep the audit log, from the start of the gateway to its end."""
+    audit.start()
+    audit.write("gateway.start", version=scistream.__version__, account=account(), **fingerprint)
+    try:
+        yield
+    finally:
+        audit.close("gateway.stop")
 
 
 async def _close(gateway: Gateway, data_server: LocalDataServer) -> None:

@@ -10,18 +10,21 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from math import inf
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 import scistream
+from s2cs.audit.calls import Call, current
+from s2cs.audit.log import Audit
 from s2cs.auth import Caller, KeyHolder, bearer, digest, user_only
 from s2cs.bounds import Bounds, Visit
 from s2cs.gateway import Gateway
 from s2cs.identity.authenticator import Authenticator
 from s2cs.identity.settings import Auth
 from s2cs.live import Item, News
+from s2cs.policy.decision import longest_lease, usual_lease
 from s2cs.s2ds.contract import TunnelStatus
 from scistream.errors import InvalidArgument, ScistreamError, Unauthenticated
 from scistream.machine import Request, Session, State
@@ -56,9 +59,10 @@ _KINDS = {
 class Door(grpc.aio.ServerInterceptor):
     """Let in who has credentials, and turn errors into statuses: the one place for both."""
 
-    def __init__(self, authenticator: Authenticator, bounds: Bounds) -> None:
+    def __init__(self, authenticator: Authenticator, bounds: Bounds, audit: Audit) -> None:
         self._authenticator = authenticator
         self._bounds = bounds
+        self._audit = audit
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
         """Wrap a method's handler."""
@@ -76,30 +80,44 @@ class Door(grpc.aio.ServerInterceptor):
 
     def _guard_unary(self, inner: Any, decode: Any, method: str) -> Any:
         async def guarded(request: Any, context: Any) -> Any:
+            call = self._call(context, method)
             try:
                 async with self._visit(context, method) as visit:
-                    await self._identify(context, method, visit)
-                    answer = await inner(_read(decode, request), context)
+                    call.by(await self._identify(context, method, visit))
+                    call.asks(message := _read(decode, request))
+                    answer = await inner(message, context)
                     visit.good()
-                    return answer
+            except asyncio.CancelledError:
+                call.abandoned()
+                raise
             except Exception as error:
-                await self._refuse(error, context, method)
+                await self._refuse(error, context, method, call)
+            call.allowed()
+            return answer
 
         return guarded
 
     def _guard_stream(self, inner: Any, decode: Any, method: str) -> Any:
         async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
+            call = self._call(context, method)
             try:
                 async with self._visit(context, method) as visit:
                     caller = await self._identify(context, method, visit)
+                    call.by(caller)
+                    call.asks(message := _read(decode, request))
                     async with _as_long_as(caller):
-                        async for item in inner(_read(decode, request), context):
+                        async for item in inner(message, context):
                             visit.good()
                             yield item
             except Exception as error:
-                await self._refuse(error, context, method)
+                await self._refuse(error, context, method, call)
 
         return guarded
+
+    def _call(self, context: Any, method: str) -> Call:
+        call = Call(self._audit, method, context.peer())
+        current.set(call)
+        return call
 
     def _visit(self, context: Any, method: str) -> AbstractAsyncContextManager[Visit]:
         return self._bounds.visit(context.peer(), _credential(context), method in _OPEN_TO_ALL)
@@ -118,7 +136,7 @@ class Door(grpc.aio.ServerInterceptor):
         _caller.set(caller)
         return caller
 
-    async def _refuse(self, error: Exception, context: Any, method: str) -> None:
+    async def _refuse(self, error: Exception, context: Any, method: str, call: Call) -> NoReturn:
         if isinstance(error, grpc.aio.AbortError):
             raise error
         if not isinstance(error, ScistreamError):
@@ -126,7 +144,9 @@ class Door(grpc.aio.ServerInterceptor):
             error = ScistreamError("the gateway has an internal fault; its operator finds it in the log")
         words = printable(str(error))  # whatever is quoted in it, a line of the log stays one line
         log.info("%s from %s refused: %s: %s", method, context.peer(), error.status, words)
+        call.refused(error)
         await context.abort(status_of(error), words, ((OWN_WORDS, error.status),))
+        raise AssertionError("abort raises")
 
 
 def _authorizations(context: Any) -> list[str]:
@@ -184,6 +204,7 @@ class Servicer(ControlServicer):
         """Hello."""
         role = Role.parse(request.role)
         session = await self._gateway.hello(_caller.get(), Uid(request.uid), role, request.prod_listeners)
+        current.get().session = session
         return pb.AppResponse(
             message=_GREETINGS[session.role, session.state is State.ACTIVE],
             listeners=map(str, session.listeners),
@@ -245,8 +266,8 @@ class Servicer(ControlServicer):
             lan_address=settings.network.lan_advertise or settings.network.lan,
             wan_address=settings.network.wan_advertise or settings.network.wan,
             max_num_conn=settings.limits.num_conn,
-            default_lease_s=settings.limits.default_lease,
-            max_lease_s=settings.limits.max_lease,
+            default_lease_s=usual_lease(settings, caller.owner),
+            max_lease_s=longest_lease(settings, caller.owner),
             free_ports=min(server.free_ports(role) for role in Role),
             role=str(caller.role),
             identity=caller.id,
@@ -261,6 +282,7 @@ class Servicer(ControlServicer):
         return pb.MethodList(methods=_methods(self._gateway.settings.auth))
 
     def _response(self, session: Session) -> pb.Response:
+        current.get().session = session
         return pb.Response(
             listeners=map(str, session.listeners),
             prod_listeners=map(str, session.prod_listeners),

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from s2cs.auth import Caller, KeyHolder
 from s2cs.live import Live
 from s2cs.store import Store
-from scistream.errors import NotFound, ResourceExhausted, Unauthenticated, Unavailable
+from s2cs.users import Rank
+from scistream.errors import NotFound, PermissionDenied, ResourceExhausted, Unauthenticated, Unavailable
 from scistream.machine import Session
 from scistream.vocabulary import Uid
 
@@ -49,11 +50,17 @@ class Sessions:
         """Look an owner's session up."""
         return self._latest.get((owner_id, uid))
 
-    def find(self, caller: Caller | KeyHolder, uid: Uid) -> Live:
-        """Find a session that the caller may touch; another's looks as if it did not exist.
+    def find(self, caller: Caller | KeyHolder, uid: Uid, others: Rank = Rank.OPERATOR) -> Live:
+        """Find a session that the caller may touch; to a user, another's looks as if it did not exist.
+
+        Args:
+            caller: who.
+            uid: which.
+            others: the rank that it takes to do this with somebody else's.
 
         Raises:
             NotFound: no such session of this user.
+            PermissionDenied: an operator sees it, but may not do this with it.
             Unauthenticated: neither a user's token nor the key of that session.
         """
         # What runs does not depend on whether the uid is taken: not even the time of an answer tells a stranger that.
@@ -69,6 +76,10 @@ class Sessions:
             found = max(same, key=lambda live: (not live.session.state.ended, live.session.created_at), default=None)
         if found is None:
             raise NotFound(f"there is no session {uid} of yours at this gateway; s2uc list shows what there is")
+        if found.session.owner.id != caller.id and caller.role < others:
+            raise PermissionDenied(
+                f"session {uid} is {found.session.owner.name}'s; an operator may list, watch and release it"
+            )
         return found
 
     def keep(self, live: Live) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import os
 import re
@@ -16,9 +17,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from s2cs.identity.settings import Auth
+from s2cs.policy.reach import Reach
 from s2cs.tables import Duration, Listen, Table, read_by
 from scistream.errors import ScistreamError
-from scistream.vocabulary import Endpoint, PortRange, Rate, shown
+from scistream.vocabulary import Endpoint, PortRange, Rate, parse_round_trip, shown
 
 GATEWAY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 SEARCHED = (Path("s2cs.toml"), Path("/etc/scistream/s2cs.toml"))
@@ -33,10 +35,7 @@ def _ip(value: object) -> str:
 
 Address = Annotated[str, BeforeValidator(_ip)]
 Ports = Annotated[PortRange, read_by(PortRange.parse)]
-Network = Annotated[
-    ipaddress.IPv4Network | ipaddress.IPv6Network,
-    BeforeValidator(lambda value: ipaddress.ip_network(str(value), strict=False)),
-]
+Networks = tuple[Annotated[Reach, read_by(Reach.parse)], ...]
 Cipher = Literal["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"]
 BackendName = Literal["stunnel", "haproxy", "nginx"]
 
@@ -60,6 +59,8 @@ class NetworkSettings(Table):
     lan_advertise: str = ""  # what others are told instead, behind address translation
     wan_advertise: str = ""
     ports: Ports = PortRange(30000, 30999)
+    bandwidth: Annotated[Rate, read_by(Rate.parse)] = Rate()  # that one connection is to reach; 0: what the WAN has
+    rtt: Annotated[float, read_by(parse_round_trip)] = 0.05  # seconds, to the other facility
 
 
 class DataServerSettings(Table):
@@ -99,17 +100,53 @@ class Limits(Table):
         return self
 
 
-class Policy(Table):
-    """`[policy]`: where this gateway forwards to."""
+class Rule(Table):
+    """`[[policy.rules]]`: what some may; a key that is left out is as `[policy]` and `[limits]` have it for all."""
 
-    targets: tuple[Network, ...] = ()  # applications in the LAN
-    peers: tuple[Network, ...] = ()  # other facilities' gateways
+    name: str = ""  # for people
+    users: tuple[str, ...] | None = None  # names; "*" is everybody
+    groups: tuple[str, ...] | None = None
+    targets: Networks | None = None
+    peers: Networks | None = None
+    sessions: Annotated[int, Field(ge=0, le=100_000)] | None = None  # of one user at once
+    connections: Annotated[int, Field(ge=0, le=65535)] | None = None  # of all sessions of one user together
+    rate: Annotated[Rate, read_by(Rate.parse)] | None = None  # of all sessions of one user together
+    max_lease: Duration | None = None
+    backends: tuple[BackendName, ...] | None = None
+
+    @model_validator(mode="after")
+    def _somebody(self) -> Rule:
+        if self.users is None and self.groups is None:
+            raise ValueError('name users or groups; users = ["*"] is everybody')
+        if self.rate is not None and not self.rate.bytes_per_s:
+            raise ValueError("a rate of 0 is no limit; leave rate out")
+        return self
+
+
+class Policy(Table):
+    """`[policy]`: where this gateway forwards to, and who may what."""
+
+    targets: Networks = ()  # applications in the LAN
+    peers: Networks = ()  # other facilities' gateways
+    rules: tuple[Rule, ...] = ()  # the first that names a user is the user's
 
 
 class MetricsSettings(Table):
     """`[metrics]`: what the gateway tells of itself over HTTP, to whoever can reach it."""
 
     listen: tuple[Listen, ...] = ()
+
+
+class AuditSettings(Table):
+    """`[audit]`: the record of who asked what."""
+
+    enabled: bool = True
+    directory: str = ""  # empty: `audit` in the state directory
+    max_bytes: Annotated[int, Field(ge=4096, le=2**40)] = 16 * 2**20  # of a file, before the next one begins
+    keep_files: Annotated[int, Field(ge=2, le=100_000)] = 64
+    keep_age: Duration = 400 * 86400
+    on_failure: Literal["refuse", "continue"] = "refuse"  # new sessions, while the log cannot be written
+    refusals_per_minute: Annotated[int, Field(ge=1, le=10_000)] = 10  # of one address; the others are counted
 
 
 class Settings(Table):
@@ -122,6 +159,7 @@ class Settings(Table):
     policy: Policy = Policy()
     auth: Auth = Auth()
     metrics: MetricsSettings = MetricsSettings()
+    audit: AuditSettings = AuditSettings()
 
 
 # What a running gateway cannot change: [table] and its keys, all of them if none is named.
@@ -130,6 +168,7 @@ FIXED: dict[str, tuple[str, ...]] = {
     "network": (),
     "metrics": (),
     "s2ds": ("launcher",),
+    "audit": (),
 }
 
 
@@ -158,10 +197,7 @@ def load(file: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
     Raises:
         SettingsError: no file, not TOML, or anything in it that is not accepted.
     """
-    if file is None:
-        file = next((path for path in SEARCHED if path.exists()), None)
-        if file is None:
-            raise SettingsError("there is no s2cs.toml here or in /etc/scistream; make one with: s2cs init DIR")
+    file = located(file)
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -177,9 +213,32 @@ def load(file: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
     return _absolute(settings, file.resolve().parent)
 
 
+def located(file: Path | None) -> Path:
+    """Say which file the settings are.
+
+    Raises:
+        SettingsError: none was named, and there is none where they are looked for.
+    """
+    file = file or next((path for path in SEARCHED if path.exists()), None)
+    if file is None:
+        raise SettingsError("there is no s2cs.toml here or in /etc/scistream; make one with: s2cs init DIR")
+    return file
+
+
+def fingerprint(file: Path | None, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Tell which settings are in force, not what they are: file, its SHA-256, and the variables that override it."""
+    file = located(file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return {"settings": str(file.resolve()), "sha256": digest, "overridden": sorted(filter(_overrides, environ))}
+
+
+def _overrides(name: str) -> bool:
+    return name.startswith("SCISTREAM_") and "__" in name
+
+
 def _override(tables: dict[str, Any], environ: Mapping[str, str]) -> None:
     for name, text in environ.items():
-        if not name.startswith("SCISTREAM_") or "__" not in name:
+        if not _overrides(name):
             continue
         table, _, key = name.removeprefix("SCISTREAM_").lower().partition("__")
         try:
@@ -235,5 +294,11 @@ def _inner(table: type[BaseModel], key: str) -> tuple[type[BaseModel], object] |
 def _absolute(settings: Settings, base: Path) -> Settings:
     server = settings.server
     paths = {name: base / getattr(server, name) for name in ("certificate", "key", "state_dir")}
-    update = {"server": server.model_copy(update=paths), "auth": settings.auth.absolute(base)}
-    return settings.model_copy(update=update)
+    directory = str(base / settings.audit.directory) if settings.audit.directory else ""
+    return settings.model_copy(
+        update={
+            "server": server.model_copy(update=paths),
+            "auth": settings.auth.absolute(base),
+            "audit": settings.audit.model_copy(update={"directory": directory}),
+        }
+    )

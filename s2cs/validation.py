@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import re
-from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from s2cs.policy import admit
-from s2cs.settings import Limits, Settings
-from scistream.errors import InvalidArgument, PermissionDenied, ResourceExhausted
-from scistream.machine import Proof, Request, Session
+from s2cs.policy.addresses import Address, own_addresses, plain
+from s2cs.policy.decision import Forward, Lease, decide
+from s2cs.settings import Settings
+from scistream.errors import InvalidArgument, ResourceExhausted
+from scistream.machine import Owner, Proof, Request, Session
 from scistream.vocabulary import Endpoint, Role, shown
 from scistream.x509 import Certificate, Credentials
 
@@ -23,12 +21,12 @@ _LABELS = 16
 _TEXT = 255  # characters
 
 
-async def check_request(settings: Settings, request: Request) -> None:
-    """Look at what REQ asks for.
+def check_request(settings: Settings, user: Owner, request: Request) -> None:
+    """Look at what REQ asks for, whatever there is room for.
 
     Raises:
         InvalidArgument: a value that could never be right.
-        PermissionDenied: the producer is outside of the networks that the operator named.
+        PermissionDenied: what this user may not have; the producer's address is outside of the networks for it.
         ResourceExhausted: more connections than one session gets.
     """
     most = settings.limits.num_conn
@@ -38,7 +36,7 @@ async def check_request(settings: Settings, request: Request) -> None:
         raise ResourceExhausted(
             f"num_conn {request.num_conn} is more than a session gets at this gateway ({most}); ask for less"
         )
-    check_lease(settings.limits, request.lease_s)
+    decide(settings, user, Lease(request.lease_s)).require()
     if request.protocol != "tcp":
         raise InvalidArgument(f"protocol {shown(request.protocol)} is not served here; use tcp")
     if len(request.hello_key_sha256) not in (0, 32):
@@ -51,20 +49,18 @@ async def check_request(settings: Settings, request: Request) -> None:
     for key, value in request.labels.items():
         if not _LABEL.fullmatch(key) or len(value) > _TEXT or not value.isprintable():
             raise InvalidArgument(f"label {shown(key)}={shown(value)} is not KEY=VALUE in printable characters")
-    if request.role is Role.PROD:  # refused at once instead of at Hello
-        with contextlib.suppress(InvalidArgument):  # a name that the user gave the place is fine, too
-            await admit(settings.policy, Role.PROD, Endpoint.parse(request.producer))
+    if request.role is Role.PROD and (producer := _address(request.producer)) is not None:
+        # Refused at once instead of at Hello. A name is looked up there, and only there.
+        decide(settings, user, Forward(Role.PROD, producer[0], producer[1], own=own_addresses())).require()
 
 
-def check_lease(limits: Limits, lease_s: int) -> None:
-    """Refuse a lease that is longer than the operator allows.
-
-    Raises:
-        InvalidArgument: it is.
-    """
-    longest = limits.max_lease
-    if lease_s > longest:
-        raise InvalidArgument(f"lease {lease_s} s is longer than this gateway allows ({longest} s); ask for less")
+def _address(text: str) -> tuple[Address, int] | None:
+    """Read an address and a port; None when it is a name, or something that the user calls the place."""
+    try:
+        endpoint = Endpoint.parse(text)
+    except InvalidArgument:
+        return None
+    return (plain(endpoint.ip), endpoint.port) if endpoint.ip is not None else None
 
 
 def check_role(session: Session, role: Role) -> None:
@@ -99,21 +95,3 @@ def credentials(proof: Proof) -> Credentials:
     """
     other = Certificate.from_der(proof.other_anchor) if proof.other_anchor else None
     return Credentials(Certificate.from_der(proof.certificate), Certificate.from_der(proof.trust_anchor), other)
-
-
-async def admit_targets(
-    settings: Settings, session: Session, role: Role, endpoints: Iterable[Endpoint]
-) -> tuple[Endpoint, ...]:
-    """Resolve where a session is to lead to, and give it back as addresses that this gateway may forward to.
-
-    Raises:
-        InvalidArgument: a name that does not resolve, or the session's own listener.
-        PermissionDenied: outside of the networks that the operator named, or the control port.
-    """
-    admitted = await asyncio.gather(*(admit(settings.policy, role, endpoint) for endpoint in endpoints))
-    for endpoint in admitted:
-        if endpoint in settings.server.listen:
-            raise PermissionDenied(f"{endpoint} is this gateway's own control port; name where the data goes")
-        if endpoint in session.listeners:
-            raise InvalidArgument(f"{endpoint} is this session's own listener; it would lead to itself for ever")
-    return tuple(admitted)

@@ -24,6 +24,7 @@ _COMMANDS = {
     "logout": ("tokens", "Forget your token for a gateway."),
     "check-auth": ("tokens", "Say who you are to each gateway."),
     "ping": ("ping", "Measure the way to gateways, and say how they are."),
+    "test": ("test", "Stream through two gateways for some seconds, and measure."),
     "request": ("request", "Open a session between two facilities."),
     "inbound-request": ("halves", "Open the producer's half of a session and write a ticket for the other."),
     "outbound-request": ("halves", "Open the consumer's half of a session with a ticket."),

@@ -248,3 +248,16 @@ def parse_duration(text: str) -> int:
     if not match or match[2] not in _SECONDS or (seconds := round(float(match[1]) * _SECONDS[match[2]])) < 1:
         raise InvalidArgument(f"duration {shown(text)} is not a time; write 90s, 15m, 2h or 1d")
     return seconds
+
+
+def parse_round_trip(text: str) -> float:
+    """Read `50ms`, `0.2 ms` or `1s` as seconds.
+
+    Raises:
+        InvalidArgument: the text is no time between a microsecond and ten seconds.
+    """
+    match = _QUANTITY.fullmatch(text.strip())
+    seconds = float(match[1]) * {"ms": 1e-3, "s": 1.0}.get(match[2], 0) if match else 0
+    if not 1e-6 <= seconds <= 10:
+        raise InvalidArgument(f"round trip {shown(text)} is not a time on a network; write 50ms or 0.2ms")
+    return seconds

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from s2cs.audit.acts import RecordedGroup
 from s2cs.commands.common import CONTEXT, config_option, load, opened, utc
 from scistream.errors import FailedPrecondition, InvalidArgument, NotFound
 from scistream.vocabulary import parse_duration
@@ -37,12 +38,14 @@ _file_option = click.option(
 _json_option = click.option("--json", "as_json", is_flag=True, help="One JSON array on stdout.")
 
 
-@click.group(context_settings=CONTEXT, epilog="Example: s2cs user add alice --token-file alice.token")
+@click.group(
+    cls=RecordedGroup, context_settings=CONTEXT, epilog="Example: s2cs user add alice --token-file alice.token"
+)
 def user() -> None:
     """Users and their tokens."""
 
 
-@user.command(short_help="Add a user and print the token.", context_settings=CONTEXT)
+@user.command(context_settings=CONTEXT)
 @click.argument("name")
 @click.option("--operator", is_flag=True, help="May see and release everybody's sessions.")
 @click.option("--admin", is_flag=True, help="May do everything.")
@@ -108,12 +111,7 @@ def _insider(users: Users, name: str) -> User:
     return found
 
 
-@user.command(
-    "list",
-    short_help="Show who may use this gateway.",
-    context_settings=CONTEXT,
-    epilog="Example: s2cs user list --config gateway/s2cs.toml",
-)
+@user.command("list", context_settings=CONTEXT, epilog="Example: s2cs user list --config gateway/s2cs.toml")
 @config_option
 @_json_option
 def list_users(file: Path | None, as_json: bool) -> None:
@@ -164,11 +162,7 @@ def remove(name: str, file: Path | None) -> None:
         click.echo("it comes back with its next token; s2cs user disable keeps it out", err=True)
 
 
-@user.command(
-    short_help="Keep a user out.",
-    context_settings=CONTEXT,
-    epilog="Example: s2cs user disable globus:alice@example.org",
-)
+@user.command(context_settings=CONTEXT, epilog="Example: s2cs user disable globus:alice@example.org")
 @click.argument("name")
 @config_option
 def disable(name: str, file: Path | None) -> None:
@@ -178,11 +172,7 @@ def disable(name: str, file: Path | None) -> None:
     click.echo(f"user {name} is kept out", err=True)
 
 
-@user.command(
-    short_help="Let a user in again.",
-    context_settings=CONTEXT,
-    epilog="Example: s2cs user enable globus:alice@example.org",
-)
+@user.command(context_settings=CONTEXT, epilog="Example: s2cs user enable globus:alice@example.org")
 @click.argument("name")
 @config_option
 def enable(name: str, file: Path | None) -> None:
@@ -192,7 +182,7 @@ def enable(name: str, file: Path | None) -> None:
     click.echo(f"user {name} is let in again", err=True)
 
 
-@user.command(short_help="Give a user another role or groups.", context_settings=CONTEXT)
+@user.command(context_settings=CONTEXT)
 @click.argument("name")
 @click.option("--role", type=click.Choice(["user", "operator", "admin"]), help="What it may do to others' sessions.")
 @click.option(
@@ -222,7 +212,7 @@ def change(name: str, role: str | None, groups: tuple[str, ...], no_groups: bool
     click.echo(f"changed user {name}", err=True)
 
 
-@user.command(short_help="Print a new token in place of one.", context_settings=CONTEXT)
+@user.command(context_settings=CONTEXT)
 @click.argument("name")
 @click.option("--token", "token_id", default="", metavar="ID", help="Which token is to end [default: the only one].")
 @click.option(
@@ -269,7 +259,7 @@ def token() -> None:
     """Tokens of a user."""
 
 
-@token.command("add", short_help="Print another token of a user.", context_settings=CONTEXT)
+@token.command("add", context_settings=CONTEXT)
 @click.argument("name")
 @_scope_option
 @_expires_option
@@ -291,9 +281,7 @@ def add_token(name: str, scopes: tuple[str, ...], expires: str, token_file: Path
     click.echo(f"added token {made.id} of user {name}; it is not kept, so hand it over now", err=True)
 
 
-@token.command(
-    "list", short_help="Show a user's tokens.", context_settings=CONTEXT, epilog="Example: s2cs user token list alice"
-)
+@token.command("list", context_settings=CONTEXT, epilog="Example: s2cs user token list alice")
 @click.argument("name")
 @_json_option
 @config_option

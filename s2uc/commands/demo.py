@@ -25,8 +25,8 @@ def demo_command(
     The producer streams detector frames, the consumer checks every one. Nothing is left behind.
     """
     from s2uc.demo.facility import DataPlane  # noqa: PLC0415
-    from s2uc.demo.frames import Amount  # noqa: PLC0415
     from s2uc.demo.show import show  # noqa: PLC0415
+    from s2uc.frames import Amount  # noqa: PLC0415
 
     if seconds and frames:
         raise click.UsageError("give one of --seconds and --frames")

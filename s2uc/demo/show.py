@@ -6,20 +6,20 @@ import asyncio
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from s2uc.demo.facility import DataPlane, Facility
-from s2uc.demo.frames import Amount, BadFrame, Producer, Tally, check
 from s2uc.demo.keeper import Keeper
+from s2uc.frames import Amount, Producer, Tally
 from s2uc.gateway import Gateway
 from s2uc.life import together
 from s2uc.session import Session, request
 from s2uc.side import StepEvent
+from s2uc.trial import gbit_per_s, stream
 from scistream.proto import scistream_pb2 as pb
 
 _LOG_WAIT_S = 3.0  # data servers say what TLS they spoke when a stream has closed
@@ -91,7 +91,7 @@ async def show(plane: DataPlane, num_conn: int, amount: Amount, tell: Callable[[
             setup_s = time.monotonic() - asked
             async with session:
                 say(f"the consumer connects to {session.listeners[0]}" + (" ..." if num_conn > 1 else ""))
-                tallies = await _stream(producer, session, num_conn)
+                tallies = await stream(producer, session, num_conn)
                 say("the stream has ended")
                 info = await _look(session)
                 say("REL to both gateways")
@@ -113,36 +113,6 @@ async def _facilities(plane: DataPlane) -> AsyncIterator[tuple[Gateway, Gateway]
         await asyncio.gather(*(facility.stop() for facility in facilities), return_exceptions=True)
         shutil.rmtree(directory, ignore_errors=True)
         keeper.dismiss()
-
-
-async def _stream(producer: Producer, session: Session, num_conn: int) -> list[Tally]:
-    """Run all channels, both ends of each in a thread of its own."""
-    loop = asyncio.get_running_loop()
-    pool = ThreadPoolExecutor(2 * num_conn, thread_name_prefix="frames")
-    sending = [loop.run_in_executor(pool, producer.serve, i) for i in range(num_conn)]
-    checking = [
-        loop.run_in_executor(pool, check, session.listeners[i % len(session.listeners)], i, num_conn)
-        for i in range(num_conn)
-    ]
-    try:
-        tallies = await asyncio.gather(*checking)
-        sent = await asyncio.gather(*sending)
-    except OSError as error:
-        raise BadFrame(f"the stream broke: {error}") from None
-    finally:
-        producer.close()
-        pool.shutdown(wait=False)
-        _hush([*checking, *sending])
-    for channel, (count, tally) in enumerate(zip(sent, tallies, strict=True)):
-        if count != tally.frames:
-            raise BadFrame(f"channel {channel}: {count} frames were sent and {tally.frames} came")
-    return tallies
-
-
-def _hush(futures: Sequence[asyncio.Future[Any]]) -> None:
-    """Let the faults that follow from the first one be."""
-    for future in futures:
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 async def _look(session: Session) -> pb.SessionInfo:
@@ -167,7 +137,7 @@ def _sum_up(session: Session, info: pb.SessionInfo, setup_s: float, amount: Amou
         setup_s=round(setup_s, 4),
         seconds=round(seconds, 4),
         bytes=size,
-        gbit_per_s=round(size * 8 / 1e9 / max(seconds, 1e-9), 3),
+        gbit_per_s=gbit_per_s(size, seconds),
         frames=sum(tally.frames for tally in tallies),
         frame=f"{amount.rows} x {amount.cols} uint16",
         tls_version=info.tls_version,

@@ -330,3 +330,27 @@ def test_drain(tmp_path: Path) -> None:
                 other.req(pb.Request(uid="new", role="PROD", num_conn=1, immediate=True))
             s2cs("drain", "--off", "--config", running.config)
             other.req(pb.Request(uid="new", role="PROD", num_conn=1, immediate=True))
+
+
+def test_doctor_reads_this_host(made: Path) -> None:
+    """A connection of 100 Tb/s over a second fits into no host's buffers; one of 1 kb/s over a millisecond fits all."""
+    done = s2cs("doctor", "--config", made, "--bandwidth", "100Tb/s", "--rtt", "1s", "--json", exit_status=1)
+    answer = json.loads(done.stdout)
+    found = {finding["name"]: finding for finding in answer["findings"]}
+    assert (answer["bandwidth_bytes_per_s"], answer["rtt_ms"]) == (12_500_000_000_000, 1000)
+    assert answer["faults"] == sum(finding["level"] == "fault" for finding in found.values()) > 0
+    buffers = Path("/proc/sys/net/ipv4/tcp_rmem").read_text().split()
+    assert found["net.ipv4.tcp_rmem"]["value"].startswith(f"{buffers[2]} (")
+    assert found["net.ipv4.tcp_rmem"]["mend"] == f'sysctl -w net.ipv4.tcp_rmem="{buffers[0]} {buffers[1]} 2147483647"'
+    assert found["processors"]["value"] == str(len(os.sched_getaffinity(0)))
+    assert found["lo (wan and lan)"]["level"] == "ok"
+    edit(made, "[network]", '[network]\nbandwidth = "1kb/s"\nrtt = "1ms"')
+    answer = json.loads(s2cs("doctor", "--config", made, "--json").stdout)
+    assert (answer["bandwidth_bytes_per_s"], answer["rtt_ms"], answer["faults"]) == (125, 1, 0)
+    assert next(f for f in answer["findings"] if f["name"] == "net.ipv4.tcp_rmem")["level"] == "ok"
+
+
+def test_doctor_says_what_is_wrong_with_its_options(tmp_path: Path) -> None:
+    assert "'5x' is not a rate" in s2cs("doctor", "--bandwidth", "5x", exit_status=2).stderr
+    assert "'50' is not a time on a network; write 50ms" in s2cs("doctor", "--rtt", "50", exit_status=2).stderr
+    assert "there.toml cannot be read" in s2cs("doctor", "--config", tmp_path / "there.toml", exit_status=1).stderr

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import pytest
 
 from s2uc.app import Way, run
-from s2uc.demo.frames import Amount, BadFrame, Producer, check, check_stream, pack
+from s2uc.frames import Amount, BadFrame, Producer, check, check_stream, pack
 from s2uc.gateway import Gateway
 from s2uc.session import OpenSide, Plan, Session
 from s2uc.side import Step, StepEvent, Terms, new_key, new_uid

@@ -11,15 +11,16 @@ import socket
 import struct
 import time
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from scistream.errors import ScistreamError
+from scistream.errors import ScistreamError, Unavailable
 from scistream.vocabulary import Endpoint
 
 _HEADER = struct.Struct("!4sBBHIIQII")  # magic, kind, dtype, channel, rows, cols, sequence, CRC of payload, of header
 _MAGIC, _FRAME, _END, _UINT16 = b"SCIF", 1, 2, 16
+ROUND_TRIP_BYTES = 64
 _POOL = 8  # different pictures; making each anew would measure Python
-_TIMEOUT_S, _SLICE_S = 30.0, 0.25
+_TIMEOUT_S, _CONNECT_S, _SLICE_S = 30.0, 5.0, 0.25
 
 
 class BadFrame(ScistreamError):
@@ -45,12 +46,21 @@ def pack(kind: int, channel: int, rows: int, cols: int, sequence: int, crc: int)
 class Producer:
     """Stream frames to who connects: one listener, and one connection, a channel."""
 
-    def __init__(self, num_conn: int, amount: Amount) -> None:
+    def __init__(self, num_conn: int, amount: Amount, host: str = "127.0.0.1", round_trips: int = 0) -> None:
+        """Listen.
+
+        Args:
+            num_conn: channels.
+            amount: what to stream.
+            host: this computer's address to listen on.
+            round_trips: messages of ROUND_TRIP_BYTES that are sent back on channel 0 before it streams.
+        """
         self._amount = amount
+        self._round_trips = round_trips
         self._num_conn = num_conn
         pictures = [os.urandom(amount.rows * amount.cols * 2) for _ in range(_POOL)]
         self._pool = [(picture, zlib.crc32(picture)) for picture in pictures]
-        self._sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(num_conn)]
+        self._sockets = [socket.create_server((host, 0), family=_family(host)) for _ in range(num_conn)]
         self._stopped = False
 
     @property
@@ -62,10 +72,19 @@ class Producer:
         """Stream one channel to its end; gives the frames sent. Blocks."""
         with self._accept(self._sockets[channel]) as connection:
             connection.settimeout(_TIMEOUT_S)
+            if channel == 0:
+                self._send_back(connection)
             sent = self._stream(connection, channel)
             connection.shutdown(socket.SHUT_WR)
             connection.recv(1)  # until the consumer has seen it all
         return sent
+
+    def _send_back(self, connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        message = bytearray(ROUND_TRIP_BYTES)
+        for count in range(self._round_trips):
+            _fill(connection, memoryview(message), count, 0)
+            connection.sendall(message)
 
     def _accept(self, listener: socket.socket) -> socket.socket:
         """Wait for the one connection, in slices: a socket that is closed meanwhile does not end a wait everywhere."""
@@ -98,6 +117,24 @@ class Producer:
             sock.close()
 
 
+@dataclass(slots=True)
+class RoundTrips:
+    """How long small messages took there and back, in seconds."""
+
+    count: int
+    seconds: list[float] = field(default_factory=list)
+
+    def make(self, connection: socket.socket) -> None:
+        """Send them one after another. Blocks."""
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        message = bytearray(ROUND_TRIP_BYTES)
+        for count in range(self.count):
+            begin = time.perf_counter()
+            connection.sendall(message)
+            _fill(connection, memoryview(message), count, 0)
+            self.seconds.append(time.perf_counter() - begin)
+
+
 @dataclass(frozen=True, slots=True)
 class Tally:
     """What a channel's consumer has seen and found right."""
@@ -108,14 +145,31 @@ class Tally:
     end: float
 
 
-def check(endpoint: Endpoint, channel: int, num_conn: int) -> Tally:
+def check(endpoint: Endpoint, channel: int, num_conn: int, trips: RoundTrips | None = None) -> Tally:
     """Connect, take one channel's frames to the end, and check each. Blocks.
+
+    Args:
+        endpoint: the consumer's listener.
+        channel: which one.
+        num_conn: channels in all.
+        trips: on channel 0, the round trips to make before; they are noted there.
 
     Raises:
         BadFrame: the first one that is wrong.
+        Unavailable: it cannot be connected to.
         OSError: the connection breaks.
     """
-    with socket.create_connection((endpoint.host, endpoint.port), timeout=_TIMEOUT_S) as connection:
+    try:
+        connection = socket.create_connection((endpoint.host, endpoint.port), timeout=_CONNECT_S)
+    except OSError as error:
+        raise Unavailable(
+            f"this computer does not reach {endpoint}, where the consumer's gateway listens for applications "
+            f"({error.strerror or 'no answer'}); run this on a host of that facility's network"
+        ) from None
+    with connection:
+        connection.settimeout(_TIMEOUT_S)
+        if trips is not None:
+            trips.make(connection)
         return check_stream(connection, channel, num_conn)
 
 
@@ -163,3 +217,7 @@ def _fill(connection: socket.socket, view: memoryview, count: int, channel: int)
         if not more:
             raise BadFrame(f"channel {channel} breaks off after {count} frames")
         got += more
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

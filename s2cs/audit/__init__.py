@@ -1,0 +1,1 @@
+"""The audit log: who asked what, when, from where, and what came of it."""

@@ -1,0 +1,205 @@
+"""What the doctor reads of a host. Nothing here judges, and nothing is changed; what cannot be read is empty."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import re
+import resource
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+_SYSCTL = Path("/proc/sys")
+_NET = Path("/sys/class/net")
+SYSCTLS = (
+    "net.core.default_qdisc",
+    "net.core.rmem_max",
+    "net.core.somaxconn",
+    "net.core.wmem_max",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.tcp_available_congestion_control",
+    "net.ipv4.tcp_available_ulp",
+    "net.ipv4.tcp_congestion_control",
+    "net.ipv4.tcp_mtu_probing",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_sack",
+    "net.ipv4.tcp_slow_start_after_idle",
+    "net.ipv4.tcp_timestamps",
+    "net.ipv4.tcp_window_scaling",
+    "net.ipv4.tcp_wmem",
+    "net.netfilter.nf_conntrack_count",
+    "net.netfilter.nf_conntrack_max",
+)
+_LANDLOCK_CREATE_RULESET = 444  # the same on every architecture
+_ADJTIME_UNSYNCHRONISED = 0x40
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network interface of the gateway."""
+
+    name: str
+    network: str  # "wan", "lan", or both
+    loopback: bool = False
+    mtu: int = 0
+    speed: int = 0  # bytes per second; 0 where it is not told, as in virtual machines
+    qdisc: str = ""
+    queues: int = 0  # for receiving
+    interrupts: int = 0
+    interrupt_cpus: int = 0  # that its interrupts go to
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A proxy that is installed."""
+
+    name: str
+    version: str
+    program: str
+    openssl: str = ""  # the release it runs with, where it tells
+    caution: str = ""  # a fault that its backend knows of
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """A host as it is."""
+
+    kernel: str = ""
+    sysctl: Mapping[str, str] = field(default_factory=dict)
+    links: tuple[Link, ...] = ()
+    cpus: int = 1
+    cpu_flags: frozenset[str] = frozenset()
+    governors: frozenset[str] = frozenset()  # empty where the system does not tell
+    tls_module: bool = False  # the kernel's TLS could be loaded
+    descriptors: int = 0  # hard limit; 0 is none
+    clock_synchronised: bool = True
+    run_filesystem: str = ""
+    landlock: int = 0  # version of its interface; 0 is none
+    proxies: tuple[Proxy, ...] = ()
+
+
+def read(lan: str, wan: str, proxies: tuple[Proxy, ...] = ()) -> Readings:
+    """Read this host.
+
+    Args:
+        lan: the gateway's address towards the applications.
+        wan: its address towards other facilities.
+        proxies: as its backends found them.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return Readings(
+        kernel=platform.release(),
+        sysctl={name: text for name in SYSCTLS if (text := _text(_SYSCTL / name.replace(".", "/")))},
+        links=_links(lan, wan),
+        cpus=len(os.sched_getaffinity(0)),
+        cpu_flags=_cpu_flags(),
+        governors=frozenset(map(_text, Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor"))),
+        tls_module=bool(re.search(r"/tls\.ko", _text(Path(f"/lib/modules/{platform.release()}/modules.dep")))),
+        descriptors=0 if hard == resource.RLIM_INFINITY else hard,
+        clock_synchronised=_clock_synchronised(),
+        run_filesystem=_filesystem("/run"),
+        landlock=max(0, ctypes.CDLL(None).syscall(_LANDLOCK_CREATE_RULESET, 0, 0, 1)),
+        proxies=proxies,
+    )
+
+
+def openssl_of(program: Path) -> str:
+    """Ask a proxy which OpenSSL it runs with; empty where it does not tell."""
+    for option in ("-vv", "-V", "-version"):
+        try:
+            run = subprocess.run(
+                [program, option],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=10,
+                check=False,
+            )
+        except (OSError, subprocess.SubprocessError):
+            return ""
+        text = run.stdout.decode(errors="replace")
+        # What it runs with is named after what it was built with, where the two differ.
+        if found := re.findall(r"OpenSSL (\d+\.\d+\.\d+\w*)", text):
+            return str(found[-1])
+    return ""
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _links(lan: str, wan: str) -> tuple[Link, ...]:
+    names: dict[str, list[str]] = {}
+    addresses = psutil.net_if_addrs()
+    for network, wanted in (("wan", wan), ("lan", lan)):
+        for name, found in addresses.items():
+            if wanted in (each.address.partition("%")[0] for each in found):
+                names.setdefault(name, []).append(network)
+    return tuple(_link(name, " and ".join(networks)) for name, networks in names.items())
+
+
+def _link(name: str, network: str) -> Link:
+    stats = psutil.net_if_stats().get(name)
+    directory = _NET / name
+    irqs = [path.name for path in (directory / "device/msi_irqs").glob("*")]
+    effective = {_text(Path(f"/proc/irq/{irq}/effective_affinity_list")) for irq in irqs}
+    return Link(
+        name,
+        network,
+        loopback=_text(directory / "type") == "772",
+        mtu=stats.mtu if stats else 0,
+        speed=stats.speed * 125_000 if stats and stats.speed < 65535 * 1000 else 0,  # told in Mb/s
+        qdisc=_qdisc(name),
+        queues=sum(1 for _ in directory.glob("queues/rx-*")),
+        interrupts=len(irqs),
+        interrupt_cpus=len(effective - {""}),
+    )
+
+
+def _qdisc(name: str) -> str:
+    """Ask iproute2, which every distribution has; the kernel has no file for it."""
+    program = shutil.which("ip", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    if program is None:
+        return ""
+    try:
+        run = subprocess.run(
+            [program, "-json", "link", "show", "dev", name], capture_output=True, timeout=10, check=False
+        )
+        return str(json.loads(run.stdout)[0].get("qdisc", ""))
+    except (OSError, ValueError, LookupError, subprocess.SubprocessError):
+        return ""
+
+
+def _cpu_flags() -> frozenset[str]:
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", _text(Path("/proc/cpuinfo")), re.MULTILINE)
+    return frozenset(found[1].split()) if found else frozenset()
+
+
+def _clock_synchronised() -> bool:
+    """Ask the kernel what its clock's keeper told it."""
+    state = (ctypes.c_long * 64)()  # struct timex, and more; modes = 0 only reads
+    if ctypes.CDLL(None).adjtimex(state) < 0:
+        return True
+    status = ctypes.cast(ctypes.byref(state, 5 * ctypes.sizeof(ctypes.c_long)), ctypes.POINTER(ctypes.c_int))[0]
+    return not status & _ADJTIME_UNSYNCHRONISED
+
+
+def _filesystem(path: str) -> str:
+    """The kind of file system that a path is on."""
+    best, kind = "", ""
+    for line in _text(Path("/proc/self/mounts")).splitlines():
+        _, where, what, *_ = line.split()
+        if len(where) >= len(best) and (path == where or path.startswith(where.rstrip("/") + "/")):
+            best, kind = where, what
+    return kind

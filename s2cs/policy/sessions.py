@@ -1,0 +1,115 @@
+"""The policy at each step of a session: what is judged, for whom, and by what is there already."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from s2cs.auth import Caller, KeyHolder
+from s2cs.policy.addresses import own_addresses, plain
+from s2cs.policy.decision import Decision, Forward, Open, allowed_backends, decide, used
+from s2cs.policy.resolver import Resolver
+from s2cs.s2ds.contract import BackendInfo, Capability
+from s2cs.settings import Settings
+from scistream.errors import FailedPrecondition, InvalidArgument
+from scistream.machine import Owner, Request, Session
+from scistream.vocabulary import Endpoint, Role
+
+
+def judged(caller: Caller | KeyHolder, session: Session) -> Owner:
+    """Say who is judged for a session: its owner, as it is now where it calls itself."""
+    return caller.owner if isinstance(caller, Caller) and caller.id == session.owner.id else session.owner
+
+
+def check_quota(settings: Settings, user: Owner, request: Request, running: Iterable[Session]) -> None:
+    """See that a user may have one more session beside those that it has.
+
+    Raises:
+        PermissionDenied, ResourceExhausted, InvalidArgument: it may not.
+    """
+    use = used(session for session in running if session.owner.id == user.id)
+    decide(settings, user, Open(request.num_conn, request.rate, request.lease_s, request.backend, use)).require()
+
+
+def backend_for(settings: Settings, user: Owner, request: Request, backends: Iterable[BackendInfo]) -> str:
+    """Choose for a user who may not have every backend and names none; empty where the data server chooses.
+
+    Raises:
+        FailedPrecondition: none that the user may have can do what is asked.
+    """
+    allowed, usual = allowed_backends(settings, user), settings.s2ds.backend
+    if not allowed or request.backend not in ("", "auto"):
+        return ""
+    if usual in allowed:
+        return usual
+    for info in backends:
+        limits_rate = Capability.RATE_LIMIT in info.capabilities
+        if info.name in allowed and info.available and (limits_rate or not request.rate.bytes_per_s):
+            return info.name
+    raise FailedPrecondition(
+        f"none of the backends that you may have here ({', '.join(allowed)}) can do this; ask its operator"
+    )
+
+
+def held_by_others(running: Iterable[Session], user: Owner) -> frozenset[int]:
+    """Find this gateway's ports in the LAN that lead into other users' sessions."""
+    others = (s for s in running if s.role is Role.CONS and s.owner.id != user.id)
+    return frozenset(listener.port for session in others for listener in session.listeners)
+
+
+async def admit_targets(
+    settings: Settings,
+    resolver: Resolver,
+    user: Owner,
+    session: Session,
+    role: Role,
+    endpoints: Iterable[Endpoint],
+    held: frozenset[int] = frozenset(),
+) -> tuple[Endpoint, ...]:
+    """Resolve where a session is to lead to, each host once, and give it back as addresses that it may lead to.
+
+    Args:
+        settings: with the policy.
+        resolver: looks names up.
+        user: whose session it is.
+        session: which.
+        role: PROD leads to applications in the LAN, CONS to other facilities' gateways.
+        endpoints: where to.
+        held: this gateway's ports that are other users' sessions.
+
+    Raises:
+        InvalidArgument: a name that does not resolve, or the session's own listener.
+        DeadlineExceeded: the resolver does not answer.
+        PermissionDenied: outside of the networks for this user, or a place that is never led to.
+    """
+    asked = tuple(endpoints)
+    hosts = {endpoint.host: endpoint for endpoint in asked}
+    found = await asyncio.gather(*(resolver.addresses(endpoint) for endpoint in hosts.values()), return_exceptions=True)
+    if faults := [each for each in found if isinstance(each, BaseException)]:
+        raise faults[0]  # when all have answered: no look-up is left behind
+    addresses = dict(zip(hosts, found, strict=True))
+    own = own_addresses()
+    admitted = []
+    for endpoint in asked:
+        ways = addresses[endpoint.host]
+        assert not isinstance(ways, BaseException)
+        decisions = [
+            (decide(settings, user, Forward(role, address, endpoint.port, endpoint.host, own, held)), address)
+            for address in ways
+        ]
+        decision, address = next((each for each in decisions if each[0].allowed), decisions[0])
+        decision.require()
+        admitted.append(Endpoint(str(address), endpoint.port))
+    for endpoint in admitted:
+        if endpoint in session.listeners:
+            raise InvalidArgument(f"{endpoint} is this session's own listener; it would lead to itself for ever")
+    return tuple(admitted)
+
+
+def objection(settings: Settings, user: Owner, session: Session) -> Decision | None:
+    """Find what the settings have against a session that is there already; None when nothing."""
+    own, request = own_addresses(), session.request
+    actions: list[Open | Forward] = [Open(request.num_conn, request.rate, backend=session.backend)]
+    actions += [Forward(session.role, plain(x.ip), x.port, own=own) for x in session.targets if x.ip is not None]
+    decisions = (decide(settings, user, action) for action in actions)
+    return next((decision for decision in decisions if not decision.allowed), None)
