@@ -69,7 +69,7 @@ $(RUN_STAMP): pyproject.toml constraints.txt | $(PY)
 
 $(DEV_STAMP): pyproject.toml constraints.txt | $(PY)
 	@echo "installing into $(VENV), with what development needs"
-	@$(INSTALL) --editable '.[dev,docs,embedded]'
+	@$(INSTALL) --editable '.[dev,docs,embedded,keyring]'
 	@touch $@ $(RUN_STAMP)
 
 $(PROVIDER_STAMP): $(PROVIDER)/package.json $(PROVIDER)/package-lock.json

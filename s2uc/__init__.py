@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from s2uc import login
     from s2uc import session as aio
     from s2uc.app import hello, open_way
     from s2uc.blocking import Session, request
@@ -32,10 +33,12 @@ __all__ = [
     "aio",
     "hello",
     "known_gateway",
+    "login",
     "open_way",
     "request",
 ]
 
+_MODULES = {"aio": "s2uc.session", "login": "s2uc.login"}
 _HOME = {
     "Gateway": "gateway",
     "GatewayClient": "gateway",
@@ -52,8 +55,8 @@ _HOME = {
 
 def __getattr__(name: str) -> object:
     """Import what is asked for, and not before: `s2uc --help` needs none of it (PEP 562)."""
-    if name == "aio":
-        return import_module("s2uc.session")
+    if name in _MODULES:
+        return import_module(_MODULES[name])
     if name in _HOME:
         return getattr(import_module(f"s2uc.{_HOME[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
 """What a user keeps: the gateways known, with their tokens, and the sessions asked for.
 
-`gateways/NAME.json` and `sessions/UID.json`, each written whole with mode 0600 in directories of 0700.
+`gateways/NAME.json`, `logins/NAME.json` and `sessions/UID.json`, each written whole, mode 0600, in directories of 0700.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s2uc.files import read_secret_json, remove, write_secret
+from s2uc.files import private_directory, read_secret_json, remove, write_secret
 from scistream.errors import FailedPrecondition, InvalidArgument, NotFound
 from scistream.vocabulary import Endpoint, Role, Uid, shown
 
@@ -34,6 +34,10 @@ class KnownGateway:
     endpoint: Endpoint
     ca_pem: str = ""
     token: str = field(default="", repr=False)
+    certificate: str = ""  # the file, read when it is used: certificates of people are renewed
+    key: str = ""
+    store: str = ""  # where tokens are that this file does not hold: a name of `s2uc.login.vault`
+    directory: Path | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -45,7 +49,22 @@ class KnownGateway:
         """Give what a client takes."""
         from s2uc.gateway import Gateway  # noqa: PLC0415
 
-        return Gateway(self.name, self.endpoint, self.ca_pem.encode() or None, self.token)
+        source = None
+        if self.store and self.directory:
+            from s2uc.login.kept import Kept  # noqa: PLC0415
+
+            source = Kept(self.directory, self.name, self.store)
+        certificate = key = None
+        if self.certificate:
+            from s2uc.login.pair import read_pair  # noqa: PLC0415
+
+            certificate, key = read_pair(self.certificate, self.key)
+        return Gateway(self.name, self.endpoint, self.ca_pem.encode() or None, self.token, certificate, key, source)
+
+    @property
+    def credentials(self) -> str:
+        """Say what shows who the user is there: token, login, certificate, or nothing."""
+        return "login" if self.store else "token" if self.token else "certificate" if self.certificate else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,18 +122,23 @@ class UserConfig:
             "address": str(gateway.endpoint),
             "ca": gateway.ca_pem,
             "token": gateway.token,
+            "certificate": gateway.certificate,
+            "key": gateway.key,
+            "store": gateway.store,
         }
         self._write("gateways", gateway.name, content)
+
+    def knows_login(self, name: str) -> bool:
+        """True when tokens are kept for a gateway beside its file."""
+        path = self._path("gateways", name)
+        try:
+            return path.exists() and bool(self._read_gateway(path).store)
+        except InvalidArgument:  # a damaged file
+            return False
 
     def forget_gateway(self, name: str) -> None:
         """Remove a gateway and its token; a damaged file, too."""
         remove(self._gateway_path(name))
-
-    def set_token(self, name: str, token: str) -> KnownGateway:
-        """Keep a gateway's token; empty forgets it."""
-        gateway = replace(self.gateway(name), token=token)
-        self.save_gateway(gateway)
-        return gateway
 
     def find_session(self, uid: Uid) -> SessionRecord | None:
         """Look a session up."""
@@ -181,7 +205,16 @@ class UserConfig:
         content = read_secret_json(path, _GATEWAY_FILE)
         try:
             endpoint = Endpoint.parse(content["address"])
-            return KnownGateway(content["name"], endpoint, str(content["ca"]), str(content["token"]))
+            return KnownGateway(
+                content["name"],
+                endpoint,
+                str(content["ca"]),
+                str(content["token"]),
+                str(content.get("certificate", "")),
+                str(content.get("key", "")),
+                str(content.get("store", "")),
+                self.directory,
+            )
         except (KeyError, TypeError, AttributeError, InvalidArgument):
             raise InvalidArgument(f"{path} is not {_GATEWAY_FILE}; remove it and add the gateway again") from None
 
@@ -194,10 +227,7 @@ class UserConfig:
     def _write(self, kind: str, name: str, content: dict[str, Any]) -> None:
         path = self._path(kind, name)
         for directory in (self.directory, path.parent):
-            try:
-                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            except OSError as error:
-                raise FailedPrecondition(f"{directory} cannot be made: {error.strerror}; use --config DIR") from None
+            private_directory(directory)
         write_secret(path, json.dumps(content, indent=1) + "\n")
 
 

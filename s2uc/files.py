@@ -13,6 +13,18 @@ from typing import Any
 from scistream.errors import FailedPrecondition, InvalidArgument
 
 
+def private_directory(path: Path) -> None:
+    """Make a directory that only its owner can look into.
+
+    Raises:
+        FailedPrecondition: the system does not let it be made.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise FailedPrecondition(f"{path} cannot be made: {error.strerror}; use --config DIR") from None
+
+
 def write_secret(path: Path, text: str) -> None:
     """Put a file of mode 0600 in place, whole or not at all.
 

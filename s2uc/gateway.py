@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from google.protobuf.message import Message
 
@@ -49,6 +49,13 @@ _CHANNEL_OPTIONS: list[tuple[str, Any]] = [
 ]
 
 
+class TokenSource(Protocol):
+    """Something that gives a good token whenever one is wanted."""
+
+    async def token(self, rejected: str = "") -> str:
+        """Give a token; another one than that which the gateway has rejected."""
+
+
 @dataclass(frozen=True, slots=True)
 class Gateway:
     """A facility's control server, as a user knows it.
@@ -58,14 +65,22 @@ class Gateway:
         endpoint: where it listens.
         ca_pem: the CA certificates that its own must come from (PEM); None means this computer's.
         token: the user's token there, or an application's key for one session.
+        certificate: the user's certificate (PEM, with those between it and its CA), for the control channel.
+        key: the certificate's private key (PEM, not encrypted).
+        source: gives the tokens of a login that is renewed by itself; `token` is not used then.
     """
 
     name: str
     endpoint: Endpoint
     ca_pem: bytes | None = None
     token: str = field(default="", repr=False)
+    certificate: bytes | None = None
+    key: bytes | None = field(default=None, repr=False)
+    source: TokenSource | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise InvalidArgument(f"gateway {self.name}: a client certificate and its key go together; give both")
         if not re.fullmatch(r"[\x21-\x7e]{0,4096}", self.token):
             raise InvalidArgument(
                 f"the token for gateway {self.name} is not one line of printable characters; copy it again"
@@ -73,7 +88,12 @@ class Gateway:
 
     def with_token(self, token: str) -> Gateway:
         """Give the same gateway, for somebody else."""
-        return replace(self, token=token)
+        return replace(self, token=token, source=None)
+
+    @property
+    def anonymous(self) -> bool:
+        """True when nothing says who the user is."""
+        return not (self.token or self.source or self.certificate)
 
     def __str__(self) -> str:
         shown_name = str(self.endpoint)
@@ -90,13 +110,13 @@ class GatewayClient:
         self.gateway = gateway
         self.timeout = timeout
         self._reached = False
-        self._metadata = (("authorization", f"Bearer {gateway.token}"),) if gateway.token else ()
 
     async def __aenter__(self) -> Self:
         options = list(_CHANNEL_OPTIONS)
         if (ip := self.gateway.endpoint.ip) is not None and ip.is_loopback:
             options.append(("grpc.enable_http_proxy", 0))
-        credentials = grpc.ssl_channel_credentials(root_certificates=self.gateway.ca_pem)
+        gateway = self.gateway
+        credentials = grpc.ssl_channel_credentials(gateway.ca_pem, gateway.key, gateway.certificate)
         self._channel = grpc.aio.secure_channel(str(self.gateway.endpoint), credentials, options)
         self._stub: ControlAsyncStub = ControlStub(self._channel)
         return self
@@ -130,6 +150,10 @@ class GatewayClient:
         """Ask what the gateway is, and who the caller is to it."""
         return await self._call(self._stub.describe, pb.DescribeRequest())
 
+    async def methods(self) -> tuple[pb.Method, ...]:
+        """Ask how one can prove who one is; needs no credentials."""
+        return tuple((await self._call(self._stub.methods, pb.MethodsRequest(), anonymous=True)).methods)
+
     async def list(self, uid: str = "") -> tuple[pb.SessionInfo, ...]:
         """The caller's sessions there, or only the one of that uid."""
         return tuple((await self._call(self._stub.list, pb.ListRequest(uid=uid))).sessions)
@@ -142,25 +166,45 @@ class GatewayClient:
         attempt = 0
         lost_at: float | None = None
         clock = asyncio.get_running_loop().time
+        token, again = await self._token(), False
         while True:
-            call = self._stub.watch(pb.WatchRequest(uid=uid), metadata=self._metadata)
+            call = self._stub.watch(pb.WatchRequest(uid=uid), metadata=_bearer(token))
             try:
                 async for event in call:
-                    self._reached, attempt, lost_at = True, 0, None
+                    self._reached, again, attempt, lost_at = True, False, 0, None
                     yield sound(event, self.gateway)
                 return
             except grpc.aio.AioRpcError as error:
+                if not again and (found := await self._other_token(error, token)):
+                    token, again = found, True
+                    continue
                 lost_at = lost_at or clock()
                 pause = _pause(attempt)
                 attempt += 1
                 await self._judge(error, lost_at, lost_at + self.timeout, pause)
                 await asyncio.sleep(pause)
+                token = await self._token()
             finally:
                 call.cancel()
 
+    async def _token(self, rejected: str = "") -> str:
+        source = self.gateway.source
+        return await source.token(rejected) if source else self.gateway.token
+
+    async def _other_token(self, error: grpc.aio.AioRpcError, rejected: str) -> str:
+        """Get another token after a refusal, where there may be one: clocks differ, and issuers end tokens early."""
+        if error.code() is not grpc.StatusCode.UNAUTHENTICATED or self.gateway.source is None:
+            return ""
+        return await self._token(rejected)
+
     async def _call(
-        self, method: grpc.aio.UnaryUnaryMultiCallable[_Q, _A], message: _Q, timeout: float | None = None
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[_Q, _A],
+        message: _Q,
+        timeout: float | None = None,
+        anonymous: bool = False,
     ) -> _A:
+        token, again = "" if anonymous else await self._token(), False
         clock = asyncio.get_running_loop().time
         begin = clock()
         end = begin + (timeout or self.timeout)
@@ -169,8 +213,11 @@ class GatewayClient:
             try:
                 # A part is left for finding out why, with one that was never there.
                 left = (end - clock()) * (1.0 if self._reached else _FIRST_PART)
-                answer = await method(message, timeout=max(min(left, _ATTEMPT_S), 0.05), metadata=self._metadata)
+                answer = await method(message, timeout=max(min(left, _ATTEMPT_S), 0.05), metadata=_bearer(token))
             except grpc.aio.AioRpcError as error:
+                if not again and (found := await self._other_token(error, token)):
+                    token, again = found, True
+                    continue
                 pause = _pause(attempt)
                 attempt += 1
                 await self._judge(error, begin, end, pause)
@@ -205,9 +252,13 @@ class GatewayClient:
 def _said_by(gateway: Gateway, status: grpc.StatusCode, details: str) -> ScistreamError:
     """Make an error of a gateway's own words."""
     error = error_from(status, f"gateway {gateway.name}: {printable(details) or status.name}")
-    if isinstance(error, Unauthenticated) and not gateway.token:
+    if isinstance(error, Unauthenticated) and gateway.anonymous:
         return Unauthenticated(f"gateway {gateway.name}: no token is known for it; run: s2uc login {gateway.name}")
     return error
+
+
+def _bearer(token: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {token}"),) if token else ()
 
 
 def _pause(attempt: int) -> float:

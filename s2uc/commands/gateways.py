@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from s2uc.commands.common import ENDPOINT, FILE, Group, Settings, pass_settings, perform, read_ca, read_token
 from s2uc.commands.completion import gateways
-from s2uc.commands.tokens import describe
 from s2uc.config import KnownGateway
-from scistream.errors import Unauthenticated
+from scistream.errors import ScistreamError, Unauthenticated
 from scistream.vocabulary import Endpoint
 
 
@@ -30,29 +30,61 @@ def gateway_command() -> None:
     "--ca", type=FILE, help="The CA certificate that the gateway's own comes from [default: this computer's]."
 )
 @click.option("--token-file", type=click.Path(path_type=Path, allow_dash=True), help="Your token there; - is stdin.")
+@click.option("--cert", type=FILE, help="Your certificate, where the gateway takes certificates.")
+@click.option("--key", type=FILE, help="Its private key, not encrypted.")
 @click.option("--no-check", is_flag=True, help="Keep it without asking the gateway.")
 @pass_settings
 def add(
-    settings: Settings, name: str, address: Endpoint, ca: Path | None, token_file: Path | None, no_check: bool
+    settings: Settings,
+    name: str,
+    address: Endpoint,
+    ca: Path | None,
+    token_file: Path | None,
+    cert: Path | None,
+    key: Path | None,
+    no_check: bool,
 ) -> None:
     """Make a gateway known, or change what is known of it. It is asked first whether all fits.
 
-    Without --token-file, s2uc login adds your token later.
+    Without --token-file or --cert, s2uc login says later who you are. --cert and --key are read again at each use.
     """
-    gateway = KnownGateway(name, address, read_ca(ca), read_token(token_file))
-    gateway.live()
-    found = {}
-    if not no_check:
-        try:
-            found = perform(describe(gateway, settings.call_timeout()))
-        except Unauthenticated:  # it is the right gateway; without a token it says no more
-            if gateway.token:
-                raise
-    settings.config.save_gateway(gateway)
+    if (cert is None) != (key is None):
+        raise click.UsageError("--cert and --key go together")
+    certificate, private = (str(path.absolute()) if path else "" for path in (cert, key))
+    gateway = KnownGateway(name, address, read_ca(ca), read_token(token_file), certificate, private)
+    found = perform(_add(settings, gateway, no_check))
+    if not gateway.credentials:
+        settings.say(f"who you are there is not known yet; run: s2uc login {name}")
     who = f"; you are {found['user']} there" if found else ""
-    if not gateway.token:
-        settings.say(f"your token there is not known yet; run: s2uc login {name}")
     settings.emit({"gateway": name, "address": str(address), **found}, f"gateway {name} at {address} is known now{who}")
+
+
+async def _add(settings: Settings, gateway: KnownGateway, no_check: bool) -> dict[str, Any]:
+    live, found = gateway.live(), {}
+    if not no_check:
+        from s2uc.login.who import ask_who  # noqa: PLC0415
+
+        try:
+            found = (await ask_who(live, settings.call_timeout())).as_dict()
+        except Unauthenticated:  # it is the right gateway; to nobody it says no more
+            if gateway.credentials:
+                raise
+    await _end_login(settings, gateway.name)
+    settings.config.save_gateway(gateway)
+    return found
+
+
+async def _end_login(settings: Settings, name: str) -> None:
+    """Revoke what a login has left, if that can be done; it is forgotten in any case."""
+    if not settings.config.knows_login(name):
+        return
+    from s2uc.login import aio  # noqa: PLC0415
+
+    try:
+        await aio.log_out(settings.config, name)
+    except ScistreamError as error:
+        settings.say(f"your login at gateway {name} is forgotten, but not revoked: {error}")
+        await aio.log_out(settings.config, name, revoke=False)
 
 
 @gateway_command.command("list", example="s2uc gateway list")
@@ -60,8 +92,8 @@ def add(
 def list_gateways(settings: Settings) -> None:
     """Show the gateways you know."""
     known = settings.config.gateways()
-    content = [{"gateway": g.name, "address": str(g.endpoint), "token": bool(g.token)} for g in known]
-    lines = [f"{g.name:<20} {g.endpoint!s:<40} {'' if g.token else 'no token'}".rstrip() for g in known]
+    content = [{"gateway": g.name, "address": str(g.endpoint), "credentials": g.credentials} for g in known]
+    lines = [f"{g.name:<20} {g.endpoint!s:<40} {g.credentials or 'no token'}".rstrip() for g in known]
     settings.emit({"gateways": content}, "\n".join(lines))
     if not known:
         settings.say("no gateway is known yet; run: s2uc gateway add NAME HOST:PORT")
@@ -71,6 +103,7 @@ def list_gateways(settings: Settings) -> None:
 @click.argument("name", shell_complete=gateways)
 @pass_settings
 def remove(settings: Settings, name: str) -> None:
-    """Forget a gateway and your token there."""
+    """Forget a gateway and your token there; a login is revoked, if its issuer can be asked."""
+    perform(_end_login(settings, name))
     settings.config.forget_gateway(name)
     settings.emit({"gateway": name}, f"gateway {name} is forgotten")

@@ -67,7 +67,9 @@ def _find_gateway(
         return settings.config.gateway(name).live()
     assert s2cs is not None
     known = next((g for g in settings.config.gateways() if g.endpoint == s2cs), KnownGateway("unnamed", s2cs))
-    gateway = replace(known, ca_pem=read_ca(server_cert) or known.ca_pem, token=read_token(token_file) or known.token)
+    gateway = replace(known, ca_pem=read_ca(server_cert) or known.ca_pem)
+    if token := read_token(token_file):
+        gateway = replace(gateway, token=token, store="")
     live = gateway.live()
     return live if known.name != "unnamed" else replace(live, name=str(s2cs))
 

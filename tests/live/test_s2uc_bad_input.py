@@ -125,7 +125,7 @@ def test_tokens(running: Facilities, producer: Echo, tmp_path: Path) -> None:
     assert user.json("gateway", "list") == {"gateways": []}
     assert "not signed by the CA" in user.complaint(*add[:3], running.alcf.address, "--ca", ca, expect=4)
     assert "run: s2uc login aps" in user.s2uc(*add).stderr  # the gateway fits, and is kept
-    assert user.json("gateway", "list")["gateways"][0]["token"] is False
+    assert user.json("gateway", "list")["gateways"][0]["credentials"] == ""
     assert "s2uc login aps" in user.complaint("list", expect=3)
     user.complaint("login", "aps", "--token-file", "-", expect=3, stdin="wrong")
     user.s2uc("login", "aps", "--token-file", str(running.aps.directory / "token"))

@@ -17,6 +17,7 @@ import re
 import secrets
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ CLIENT_ID = "s2uc"  # public, for code flow and device flow
 GATEWAY_ID, GATEWAY_SECRET = "gateway", "gateway-secret"  # may introspect
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 _REDIRECT = "http://127.0.0.1/callback"
+BROWSER = f"{sys.executable} -m tests.support.provider {{}} %s"  # for the environment, with the user's name
 _START_S = 20
 
 
@@ -90,6 +92,10 @@ class Browser:
         answer = self.open(url)
         assert answer.is_redirect, answer.text
         return str(answer.headers["location"])
+
+    def finish(self, url: str) -> httpx.Response:
+        """Go through the pages, and back to the program that sent the browser there."""
+        return httpx.get(self.leave(url), trust_env=False, timeout=20)
 
 
 @dataclass
@@ -196,3 +202,7 @@ def provider(**settings: object) -> Iterator[Provider]:
         reader.join()
         process.stdout.close()
         process.stderr.close()
+
+
+if __name__ == "__main__":  # as the program that BROWSER names: USER URL
+    Browser(sys.argv[1]).finish(sys.argv[2])

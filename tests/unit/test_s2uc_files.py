@@ -43,8 +43,6 @@ def test_gateways(config: UserConfig) -> None:
     assert "secret" not in repr(gateway)
     assert "secret" not in repr(gateway.live())
     assert known_gateway("aps.2-BM", str(config.directory)) == Gateway("aps.2-BM", _ENDPOINT, b"PEM", "secret")
-    config.set_token("aps.2-BM", "")
-    assert config.gateway("aps.2-BM").token == ""
     config.forget_gateway("aps.2-BM")
     assert config.gateways() == []
     with pytest.raises(InvalidArgument, match="none yet"):

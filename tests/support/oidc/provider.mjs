@@ -9,11 +9,13 @@
 import { generateKeyPairSync, randomBytes } from 'node:crypto';
 import { createServer } from 'node:http';
 import { Provider } from 'oidc-provider';
+import { createMemoryAdapter } from 'oidc-provider/lib/adapters/memory_adapter.js';
 
 const settings = {
   accessTokenTtl: 3600, // seconds, like all times here
   refreshTokenTtl: 86400,
   deviceCodeTtl: 600,
+  deviceInterval: 1, // between two questions whether somebody has come
   scopes: ['openid', 'offline_access', 'profile', 'sessions', 'read', 'admin'],
   format: 'jwt', // of access tokens for a resource: jwt or opaque
   algorithm: 'RS256', // of JWT access tokens: RS256 or ES256
@@ -24,6 +26,7 @@ const settings = {
 };
 
 const cookieKey = randomBytes(16).toString('hex');
+const store = createMemoryAdapter(); // outlives a provider that is made anew
 let keys = [];
 let provider;
 const counts = {};
@@ -68,6 +71,7 @@ function describeResource(_ctx, resource) {
 
 function makeProvider(issuer) {
   const made = new Provider(issuer, {
+    adapter: store,
     clients: CLIENTS,
     jwks: { keys },
     cookies: { keys: [cookieKey] },
@@ -109,6 +113,10 @@ function makeProvider(issuer) {
       Session: 86400,
     },
   });
+  made.use(async (ctx, next) => {
+    await next();
+    if (ctx.oidc?.route === 'device_authorization' && ctx.body?.device_code) ctx.body.interval = settings.deviceInterval;
+  });
   made.on('server_error', (_ctx, error) => console.error(error));
   return made.callback();
 }
@@ -122,7 +130,7 @@ async function control(issuer, request, response) {
     // The first key of an algorithm signs. Old ones stay known when keys are added, and are gone when they are replaced.
     if (rotate === 'add') keys = [...makeKeys(), ...keys];
     if (rotate === 'replace') keys = makeKeys();
-    provider = makeProvider(issuer); // grants and tokens are kept: they are stored beside it
+    provider = makeProvider(issuer); // what it had granted stays granted
   }
   response.setHeader('content-type', 'application/json');
   response.end(JSON.stringify(counts));
