@@ -16,12 +16,12 @@ import click
 import scistream
 from s2cs.audit.acts import Recorded
 from s2cs.commands.audit import audit
-from s2cs.commands.common import CONTEXT, config_option, load, opened, utc
+from s2cs.commands.common import CONTEXT, config_option, load, opened
 from s2cs.commands.doctor import doctor
+from s2cs.commands.sessions import sessions
 from s2cs.commands.users import user
 from scistream.errors import DeadlineExceeded, ScistreamError, Unavailable
 from scistream.streams import open_streams, settle
-from scistream.vocabulary import printable
 
 _RELOAD_S = 10.0
 
@@ -168,45 +168,8 @@ def drain(file: Path | None, off: bool) -> None:
     click.echo(f"{what}; {left} {'is' if left == 1 else 'are'} there now", err=True)
 
 
-@cli.command(context_settings=CONTEXT, epilog="Example: s2cs sessions --all")
-@config_option
-@click.option("--all", "everything", is_flag=True, help="Ended sessions, too.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON array on stdout.")
-def sessions(file: Path | None, everything: bool, as_json: bool) -> None:
-    """Show the sessions of this gateway."""
-    from s2cs.clock import Clock  # noqa: PLC0415
-
-    with opened(load(file)) as store:
-        found = [s for s in store.sessions() if everything or not s.state.ended]
-        clock = Clock.of(store)
-    if as_json:
-        rows = [
-            {
-                "uid": s.uid,
-                "role": s.role,
-                "state": s.state,
-                "owner": s.owner.name,
-                "backend": s.backend,
-                "listeners": [str(x) for x in s.listeners],
-                "targets": [str(x) for x in s.targets],
-                "created_at": utc(clock.wall(s.created_at)),
-                "expires_at": utc(clock.wall(s.expires_at)),
-                "reason": s.reason,
-            }
-            for s in found
-        ]
-        click.echo(json.dumps(rows))
-        return
-    for s in found:
-        click.echo(
-            f"{s.uid:36} {s.role:4} {s.state:10} {s.owner.name:12} {s.backend:8} x{s.request.num_conn:<4} "
-            f"until {utc(clock.wall(s.expires_at))} {printable(s.reason)}".rstrip()
-        )
-    if not found:
-        click.echo("no sessions", err=True)
-
-
 cli.add_command(audit)
+cli.add_command(sessions)
 cli.add_command(user)
 cli.add_command(doctor)
 

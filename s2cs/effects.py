@@ -34,8 +34,8 @@ async def carry_out(server: DataServer, session: Session, effect: Effect, defaul
         case Effect.UPDATE:
             await server.update(session.id, Bridge(session.targets, credentials(session.proof)))
             return None
-        case Effect.STOP:
-            await server.stop(session.id)
+        case Effect.STOP | Effect.CUT:
+            await server.stop(session.id, cut=effect is Effect.CUT)
             return Stopped()
         case Effect.FORWARD:
             raise AssertionError("ProdLstn is for the watchers, not for the data server")

@@ -24,6 +24,7 @@ from s2cs.logs import about
 from s2cs.policy.decision import Lease, decide, usual_lease
 from s2cs.policy.resolver import Resolver
 from s2cs.policy.sessions import admit_targets, backend_for, check_quota, held_by_others, judged, objection
+from s2cs.revocation import Revocations
 from s2cs.s2ds.contract import DataServer, TunnelStatus
 from s2cs.sessions import Sessions
 from s2cs.settings import Settings
@@ -47,6 +48,7 @@ from scistream.machine import (
     Release,
     Renew,
     Request,
+    Revoke,
     Session,
     State,
     Timeout,
@@ -67,6 +69,8 @@ _STALLED_S = 15.0
 _WARNING_S = 300.0  # before the end of a lease; a tenth of a short one
 
 
+_ENDING = (Effect.STOP, Effect.CUT)
+
 Observer = Callable[[Session, Session, float], None]  # the session before and after a step, and when
 
 
@@ -82,6 +86,7 @@ class Gateway:
         self._sessions = Sessions(store)
         self.observers: list[Observer] = []
         self._resolver = Resolver()
+        self._revocations = Revocations(store)
         self._background: list[asyncio.Task[None]] = []
         self._looked_at = inf  # when the sessions' deadlines were last looked at
 
@@ -267,7 +272,7 @@ class Gateway:
         """
         user = user_only(caller)
         live = self._sessions.find(user, uid)
-        by = "its user" if live.session.owner.id == user.id else f"an {user.role}"
+        by = "its user" if live.session.owner.id == user.id else f"{user.role} {user.name}"
         self._apply(live, Release(f"released by {by}"))
         return await live.until(lambda session: session.state.ended)
 
@@ -323,6 +328,7 @@ class Gateway:
         session = open_session(secrets.token_hex(8), user, request, self.clock.now(), lease_s, waits)
         session = replace(session, backend=backend_for(self.settings, user, request, self.data_server.backends()))
         self._sessions.save(session)
+        self._revocations.look_again()
         live = Live(session)
         self._sessions.keep(live)
         self._act(live, Effect.RESERVE)
@@ -401,7 +407,7 @@ class Gateway:
 
     async def _carry_out(self, live: Live, effect: Effect, earlier: asyncio.Task[None] | None) -> None:
         if earlier is not None:
-            if effect is Effect.STOP:
+            if effect in _ENDING:
                 earlier.cancel()  # stopping interrupts what is under way
             await asyncio.wait([earlier])
         try:
@@ -413,7 +419,7 @@ class Gateway:
             log.exception("session %s: %s failed", live.session.uid, effect.value, extra=about(live.session))
             live.error = ScistreamError("the gateway has an internal fault; its operator finds it in the log")
             event = Kept() if effect is Effect.UPDATE else Broke(str(live.error))
-        if effect is Effect.STOP and isinstance(event, Broke):
+        if effect in _ENDING and isinstance(event, Broke):
             about_it = about(live.session, reason=event.reason)
             log.warning("session %s: is stopped again soon: %s", live.session.uid, event.reason, extra=about_it)
             return  # the deadline of CLOSING stops it again
@@ -441,10 +447,18 @@ class Gateway:
             try:
                 self._looked_at = self.clock.now()
                 self._sessions.save_again()
+                self._revoke()
                 for live in self._sessions:
                     self._look_at(live, self.clock.now())
             except Exception:  # without this task no session would ever end by itself
                 log.exception("the sessions' deadlines could not be looked at; they are looked at again")
+
+    def _revoke(self) -> None:
+        """End at once what an operator or the loss of its user ends."""
+        for session, reason in self._revocations.due(self.running):
+            if (live := self._sessions.get(session.id)) is not None:
+                self._report(live, Revoke(reason))
+            self._revocations.done(session)
 
     def _look_at(self, live: Live, now: float) -> None:
         """Do what is due for a session: forget it, end it, or warn of its end."""

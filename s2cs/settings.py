@@ -71,7 +71,7 @@ class DataServerSettings(Table):
     programs: dict[BackendName, Path] = Field(default_factory=dict)  # where a proxy is, if not where it is looked for
     buffer_bytes: Annotated[int, Field(ge=4096, le=16 * 2**20)] = 256 * 1024
     ciphers: tuple[Cipher, ...] = ()  # in order; empty = AES-128-GCM first where the CPU has AES
-    grace: Duration = 5  # between the polite signal and KILL
+    grace: Duration = 1  # of a release: for streams to end by themselves
     start_timeout: Duration = 10
     max_restarts: Annotated[int, Field(ge=0, le=1000)] = 5  # within a minute, before a session FAILs
 

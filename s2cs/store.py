@@ -53,6 +53,8 @@ MIGRATIONS = (
     ));
     """,
     "ALTER TABLE users ADD COLUMN used_at REAL NOT NULL DEFAULT 0;",
+    # What an operator has ended: the running gateway carries it out.
+    "CREATE TABLE revocations (session_id TEXT PRIMARY KEY, reason TEXT NOT NULL) STRICT;",
 )
 
 
@@ -79,6 +81,20 @@ class Store(Protocol):
 
     def sessions(self) -> list[Session]:
         """All sessions, oldest first."""
+        ...
+
+    def revoke(self, id: str, reason: str) -> None:
+        """Order the gateway that runs on this store to end a session at once."""
+
+    def revocations(self) -> dict[str, str]:
+        """The orders that are not carried out yet: session ids, each with a reason."""
+        ...
+
+    def revoked(self, id: str) -> None:
+        """Forget an order, which has been carried out."""
+
+    def version(self) -> int:
+        """A number that is another one when somebody else has changed the store. Asking costs next to nothing."""
         ...
 
     def fact(self, name: str) -> str:
@@ -157,6 +173,26 @@ class SqliteStore:
         with self._faults():
             rows = self._db.execute("SELECT body FROM sessions").fetchall()
         return sorted((_load(body) for (body,) in rows), key=lambda session: session.created_at)
+
+    def revoke(self, id: str, reason: str) -> None:
+        """Order the gateway to end a session at once."""
+        with self._faults():
+            self._db.execute("INSERT OR REPLACE INTO revocations VALUES (?, ?)", (id, reason))
+
+    def revocations(self) -> dict[str, str]:
+        """The orders that are not carried out yet."""
+        with self._faults():
+            return dict(self._db.execute("SELECT session_id, reason FROM revocations").fetchall())
+
+    def revoked(self, id: str) -> None:
+        """Forget an order."""
+        with self._faults():
+            self._db.execute("DELETE FROM revocations WHERE session_id = ?", (id,))
+
+    def version(self) -> int:
+        """A number that is another one when another process has changed the file."""
+        with self._faults():
+            return int(self._db.execute("PRAGMA data_version").fetchone()[0])
 
     def fact(self, name: str) -> str:
         """What was noted under a name."""

@@ -26,7 +26,7 @@ class State(StrEnum):
     ACTIVE = "ACTIVE"  # the way is open
     RECOVERING = "RECOVERING"  # the proxy died and is being restarted on its sockets
     CLOSING = "CLOSING"  # everything is being given back
-    RELEASED = "RELEASED"  # ended by its user
+    RELEASED = "RELEASED"  # ended by somebody: its user, or who may
     EXPIRED = "EXPIRED"  # ended by a time-out or the end of its lease
     FAILED = "FAILED"  # ended by a fault
 
@@ -45,7 +45,8 @@ class Effect(Enum):
     RESERVE = "reserve"  # bind listeners, make the key and its request; answer Reserved or Broke
     START = "start"  # open the way; answer Started or Broke
     UPDATE = "update"  # new targets and credentials for a running data server; answer Kept if it refuses
-    STOP = "stop"  # give everything back, whatever there is of it; answer Stopped
+    STOP = "stop"  # give everything back, whatever there is of it, once streams had a moment to end; answer Stopped
+    CUT = "cut"  # the same, and at once: running streams are cut; answer Stopped
     FORWARD = "forward"  # ProdLstn: tell the watchers where ProdApp listens
 
 
@@ -122,6 +123,13 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True)
+class Revoke:
+    """Somebody who may has ended the session, or whose it is may no longer have it."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Timeout:
     """The session's deadline has passed."""
 
@@ -131,7 +139,7 @@ class Stopped:
     """The data server has given everything back."""
 
 
-Event = Reserved | Hello | Update | Renew | Started | Exited | Kept | Broke | Release | Timeout | Stopped
+Event = Reserved | Hello | Update | Renew | Started | Exited | Kept | Broke | Release | Revoke | Timeout | Stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +218,8 @@ class Session:
 S, E = State, Effect
 _END: dict[type[Event], tuple[State, tuple[Effect, ...]]] = {
     Release: (S.CLOSING, (E.STOP,)),
-    Timeout: (S.CLOSING, (E.STOP,)),
+    Revoke: (S.CLOSING, (E.CUT,)),
+    Timeout: (S.CLOSING, (E.CUT,)),
     Broke: (S.CLOSING, (E.STOP,)),
 }
 
@@ -255,8 +264,9 @@ TABLE: dict[State, dict[type[Event], tuple[State, tuple[Effect, ...]]]] = {
     # What was under way when the end came answers late; stopping again is harmless and leaks nothing.
     S.CLOSING: {
         Stopped: (S.CLOSING, ()),  # leads to the session's outcome, see step()
-        Timeout: (S.CLOSING, (E.STOP,)),
+        Timeout: (S.CLOSING, (E.CUT,)),
         Release: (S.CLOSING, ()),
+        Revoke: (S.CLOSING, (E.CUT,)),
         Reserved: (S.CLOSING, (E.STOP,)),
         Started: (S.CLOSING, (E.STOP,)),
         Exited: (S.CLOSING, ()),
@@ -270,6 +280,7 @@ TABLE: dict[State, dict[type[Event], tuple[State, tuple[Effect, ...]]]] = {
             Started: (ended, (E.STOP,)),
             Stopped: (ended, ()),
             Release: (ended, ()),
+            Revoke: (ended, ()),
             Timeout: (ended, ()),
             Exited: (ended, ()),
             Kept: (ended, ()),
@@ -330,7 +341,7 @@ def step(session: Session, event: Event, now: float) -> tuple[Session, tuple[Eff
     if changed is session and state is session.state and isinstance(event, (Hello, Update, Renew)):
         return session, ()  # said again: the same answer, nothing to do
     moved = changed.state is not session.state or changed.expires_at != session.expires_at
-    if moved or Effect.STOP in effects:
+    if moved or Effect.STOP in effects or Effect.CUT in effects:
         changed = _with_deadline(changed, now)
     return changed, effects
 
@@ -368,7 +379,7 @@ def _absorb(session: Session, event: Event, state: State) -> Session:
             return replace(session, state=state, reason=event.reason)
         case Started():
             return replace(session, state=state, reason="")
-        case Release() | Timeout() | Broke():
+        case Release() | Revoke() | Timeout() | Broke():
             outcome, reason = _ending(session, event)
             return replace(session, state=state, outcome=outcome, reason=reason)
         case Stopped():
@@ -430,9 +441,9 @@ def _check_count(session: Session, name: str, endpoints: tuple[Endpoint, ...]) -
         )
 
 
-def _ending(session: Session, event: Release | Timeout | Broke) -> tuple[State, str]:
+def _ending(session: Session, event: Release | Revoke | Timeout | Broke) -> tuple[State, str]:
     match event:
-        case Release():
+        case Release() | Revoke():
             return S.RELEASED, event.reason
         case Broke():
             return S.FAILED, event.reason

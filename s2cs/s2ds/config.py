@@ -63,7 +63,7 @@ class LocalConfig:
     programs: Mapping[str, Path] = field(default_factory=dict)  # by backend; the others are looked for
     buffer_bytes: int = 256 * 1024
     ciphers: tuple[str, ...] = ()  # TLS 1.3 suites in order; empty: what suits this CPU
-    grace_s: float = 5.0  # from the polite stop to KILL
+    grace_s: float = 1.0  # from the polite stop to KILL
     start_timeout_s: float = 10.0
     max_restarts: int = 5  # deaths within the window that are mended; one more is FATAL
     restart_window_s: float = 60.0

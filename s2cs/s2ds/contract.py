@@ -153,8 +153,12 @@ class DataServer(Protocol):
         """
         ...
 
-    async def stop(self, id: str) -> None:
-        """End the tunnel and give everything back: processes, sockets, files. Unknown ids are no error."""
+    async def stop(self, id: str, cut: bool = False) -> None:
+        """End the tunnel and give everything back: processes, sockets, files. Unknown ids are no error.
+
+        Running streams get a grace period to end by themselves, unless they are to be cut. Asked to cut while that
+        period runs, it ends.
+        """
         ...
 
     async def list(self, *ids: str) -> tuple[TunnelStatus, ...]:

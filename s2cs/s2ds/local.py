@@ -132,12 +132,12 @@ class LocalDataServer:
         """Lead new connections elsewhere or with new credentials; running streams go on untouched."""
         await self._tunnel(id).update(bridge)
 
-    async def stop(self, id: str) -> None:
+    async def stop(self, id: str, cut: bool = False) -> None:
         """End the tunnel and give everything back. Unknown ids are no error."""
         if (tunnel := self._tunnels.get(id)) is None:
             return
         try:
-            await tunnel.stop()
+            await tunnel.stop(cut)
         finally:
             if tunnel.ended:
                 self._tunnels.pop(id, None)

@@ -159,10 +159,13 @@ class Tunnel:
         self._check(bridge)
         await self._interruptible(self._update(bridge))
 
-    async def stop(self) -> None:
+    async def stop(self, cut: bool = False) -> None:
         """End everything and give it back. Goes on to its end whoever stops waiting for it."""
         if self._stopping is None or (self._stopping.done() and not self.ended):
-            self._stopping = asyncio.create_task(self._end())
+            self._stopping = asyncio.create_task(self._end(cut))
+        elif cut:
+            for proxy in self._proxies:
+                proxy.process.signal(Signals.SIGKILL)
         await asyncio.shield(self._stopping)
 
     def _check(self, bridge: Bridge) -> None:
@@ -219,13 +222,14 @@ class Tunnel:
                 raise
             files.discard(old)
 
-    async def _end(self) -> None:
+    async def _end(self, cut: bool) -> None:
         self._state = TunnelState.STOPPING
         work = list(self._work)
         for task in work:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
-        await asyncio.gather(*(p.process.stop(self.backend.drain, self._config.grace_s) for p in self._proxies))
+        polite, grace_s = (Signals.SIGKILL, 0.0) if cut else (self.backend.drain, self._config.grace_s)
+        await asyncio.gather(*(p.process.stop(polite, grace_s) for p in self._proxies))
         self.listeners.close()
         shutil.rmtree(self._directory, ignore_errors=True)
         if self._directory.exists():  # without descriptors a directory cannot be read; it holds the key

@@ -306,6 +306,23 @@ async def test_stop_ends_live_streams_after_the_grace_period(node: Node, server:
         assert await caller.reader.read() == b""
 
 
+async def test_a_cut_waits_for_no_stream_and_ends_a_wait_that_is_under_way(node: Node) -> None:
+    async with (
+        node.open(grace_s=600) as server,
+        running(server) as (session, listeners),
+        calling(listeners[0], session) as caller,
+    ):
+        assert await caller.ask(b"x") == b"app x"
+        id = (await server.list())[0].id
+        release = asyncio.create_task(server.stop(id))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(60):
+            await server.stop(id, cut=True)
+            await release
+        assert node.leftovers() == []
+        assert await caller.reader.read() == b""
+
+
 async def test_close_ends_all_tunnels_and_watches(node: Node) -> None:
     async with application(answering(b"app")) as target, node.open() as server:
         watch = server.watch()

@@ -237,3 +237,18 @@ class TestSqlite:
         store._db.execute("PRAGMA max_page_count=100000")
         store.save(session("after"))
         store.close()
+
+
+def test_an_order_to_end_a_session_is_seen_by_another_and_forgotten_when_done(opened: Opener) -> None:
+    gateway, command = opened(), opened()
+    before = gateway.version()
+    gateway.note("mine", "x")
+    assert gateway.version() == before  # what oneself changes is no news
+    command.revoke("a", "killed by carol")
+    assert gateway.version() != before
+    assert gateway.revocations() == {"a": "killed by carol"}
+    gateway.revoked("a")
+    gateway.revoked("never-there")
+    assert command.revocations() == {}
+    gateway.close()
+    command.close()

@@ -322,7 +322,7 @@ class TestIdentity:
             assert uid in [s.uid for s in client.list(pb.ListRequest()).sessions]
             client.release(pb.Release(uid=uid))
             session = user.list(pb.ListRequest(uid=uid)).sessions[0]
-            assert (session.state, session.reason) == ("RELEASED", "released by an admin")
+            assert (session.state, session.reason) == ("RELEASED", "released by admin admin")
 
     def calls(self, client: Client, uid: str) -> list[tuple[Any, Any]]:
         return [

@@ -199,9 +199,8 @@ def test_a_name_that_is_added_again_is_somebody_else(tmp_path: Path) -> None:
             described = olga.describe(pb.DescribeRequest())
             assert (described.user, described.admin) == ("olga", False)
             assert [session.owner for session in olga.list(pb.ListRequest()).sessions] == ["alice"]
-            olga.release(pb.Release(uid="a-1"))
-            (released,) = olga.list(pb.ListRequest(uid="a-1")).sessions
-            assert released.reason == "released by an operator"
+            *_, last = olga.watch(pb.WatchRequest(uid="a-1"), timeout=60)
+            assert (last.session.state, last.session.reason) == ("RELEASED", "its user alice was removed")
         users = json.loads(s2cs("user", "list", "--json", "--config", running.config).stdout)
         found = [(user["name"], user["role"], user["groups"]) for user in users]
         assert found == [("admin", "admin", []), ("alice", "user", []), ("olga", "operator", ["staff"])]

@@ -26,6 +26,7 @@ from s2cs.s2ds.contract import (
 )
 from s2cs.settings import Settings
 from s2cs.store import SqliteStore
+from s2cs.users import Token, User
 from scistream.errors import DeadlineExceeded, FailedPrecondition, NotFound, ScistreamError, Unavailable
 from scistream.machine import Request, Session, State
 from scistream.vocabulary import Endpoint, Role, Uid
@@ -60,7 +61,7 @@ class _DataServer:
             raise Unavailable("the proxy refuses")
         self.tunnels[id] = bridge.targets
 
-    async def stop(self, id: str) -> None:
+    async def stop(self, id: str, cut: bool = False) -> None:
         await asyncio.sleep(0)
         self.tunnels.pop(id, None)
 
@@ -124,6 +125,7 @@ async def facility(tmp_path: Path) -> AsyncIterator[_Facility]:
 @asynccontextmanager
 async def _running(tmp_path: Path) -> AsyncIterator[_Facility]:
     store, server = SqliteStore(tmp_path / "s2cs.db"), _DataServer()
+    store.users.add(User(_ALICE.id, _ALICE.name), Token.new(b""))
     policy = {"targets": ["127.0.0.0/8"]}
     settings = Settings.model_validate({"policy": policy, "server": {"on_shutdown": "release"}})
     gateway = Gateway(settings, store, server)

@@ -25,6 +25,7 @@ from scistream.machine import (
     Renew,
     Request,
     Reserved,
+    Revoke,
     Session,
     Started,
     State,
@@ -59,6 +60,7 @@ EVENTS: tuple[Event, ...] = (
     Kept(),
     Broke("no"),
     Release(),
+    Revoke("killed"),
     Timeout(),
     Stopped(),
 )
@@ -307,7 +309,16 @@ def test_every_live_state_ends_on_release_and_fault(state: State, event: Event, 
 
 def test_the_first_cause_of_the_end_stays() -> None:
     closing = after(Broke("first"), session=at(State.ACTIVE))
-    for event in (Release("second"), Broke("second"), Exited("second"), Kept(), Timeout(), RESERVED, Started()):
+    for event in (
+        Release("second"),
+        Revoke("second"),
+        Broke("second"),
+        Exited("second"),
+        Kept(),
+        Timeout(),
+        RESERVED,
+        Started(),
+    ):
         later = after(event, session=closing)
         assert (later.state, later.outcome, later.reason) == (State.CLOSING, State.FAILED, "first")
 
@@ -315,7 +326,21 @@ def test_the_first_cause_of_the_end_stays() -> None:
 def test_a_stop_that_is_not_answered_is_tried_again() -> None:
     session = at(State.CLOSING)
     again, effects = step(session, Timeout(), session.deadline)
-    assert (again.state, effects, again.deadline) == (State.CLOSING, (Effect.STOP,), session.deadline + WAITS.stop)
+    assert (again.state, effects, again.deadline) == (State.CLOSING, (Effect.CUT,), session.deadline + WAITS.stop)
+
+
+@pytest.mark.parametrize("state", [s for s in State if not s.ended and s is not State.CLOSING])
+def test_what_is_revoked_or_expires_is_cut(state: State) -> None:
+    for event, outcome in ((Revoke("killed by carol"), State.RELEASED), (Timeout(), State.EXPIRED)):
+        session, effects = step(at(state), event, math.inf)
+        assert (session.state, effects, session.outcome) == (State.CLOSING, (Effect.CUT,), outcome)
+    assert after(Revoke("killed by carol"), session=at(state)).reason == "killed by carol"
+
+
+def test_a_release_under_way_can_be_made_a_cut() -> None:
+    closing = after(Release("bye"), session=at(State.ACTIVE))
+    session, effects = step(closing, Revoke("killed"), T0)
+    assert (session.state, session.reason, effects) == (State.CLOSING, "bye", (Effect.CUT,))
 
 
 @pytest.mark.parametrize("state", [State.CLOSING, *ENDED])
@@ -327,7 +352,7 @@ def test_what_was_taken_after_the_end_is_given_back(state: State, late: Event) -
 
 
 @pytest.mark.parametrize("state", ENDED)
-@pytest.mark.parametrize("event", [Stopped(), Release("x"), Timeout(), Exited("x"), Kept(), Broke("x")])
+@pytest.mark.parametrize("event", [Stopped(), Release("x"), Revoke("x"), Timeout(), Exited("x"), Kept(), Broke("x")])
 def test_an_ended_session_stays_as_it_is(state: State, event: Event) -> None:
     session = at(state)
     assert step(session, event, T0 + 1) == (session, ())
@@ -352,6 +377,9 @@ def test_a_death_that_overtakes_the_news_of_the_start() -> None:
 # Random histories
 
 
+ENDING = {Effect.STOP, Effect.CUT}
+
+
 class DataServer:
     """Hold a resource as the real one does: taken by RESERVE, given back by STOP, in whatever order they come.
 
@@ -368,7 +396,7 @@ class DataServer:
         self.outbox: list[Event] = []
 
     def ready(self, effect: Effect) -> bool:
-        return effect is not Effect.STOP or not any(isinstance(e, Stopped) for e in self.outbox)
+        return effect not in ENDING or not any(isinstance(e, Stopped) for e in self.outbox)
 
     @property
     def updating(self) -> bool:
@@ -383,7 +411,7 @@ class DataServer:
                 self.running = True
                 self.leads_to = (session.targets, session.proof)
                 self.outbox.append(Started())
-            case Effect.STOP if not fails:
+            case Effect.STOP | Effect.CUT if not fails:
                 self.held = self.running = False
                 self.outbox.append(Stopped())
             case Effect.UPDATE if not fails and self.running:
@@ -402,7 +430,9 @@ class Histories(RuleBasedStateMachine):
     @initialize(
         role=st.sampled_from(Role),
         lease_s=st.sampled_from([1, 60, LEASE]),
-        way=st.sampled_from([(), (RESERVED, HELLO, UPDATE), WAYS[State.ACTIVE], (Release(),), (Timeout(),)]),
+        way=st.sampled_from(
+            [(), (RESERVED, HELLO, UPDATE), WAYS[State.ACTIVE], (Release(),), (Revoke("killed"),), (Timeout(),)]
+        ),
     )
     def request(self, role: Role, lease_s: int, way: tuple[Event, ...]) -> None:
         """Ask for a session, and let it get so far without trouble."""
@@ -439,7 +469,7 @@ class Histories(RuleBasedStateMachine):
         if not isinstance(event, Reserved):  # twice is as once
             again, repeated = step(session, event, self.now)
             assert again == session
-            assert set(repeated) <= {Effect.STOP}
+            assert set(repeated) <= {Effect.STOP, Effect.CUT}
         return True
 
     # The user and the applications
@@ -485,7 +515,7 @@ class Histories(RuleBasedStateMachine):
         index = data.draw(st.integers(0, len(self.server.inbox) - 1))
         effect = self.server.inbox[index]
         if self.server.ready(effect):
-            self.server.work(index, fails and not (effect is Effect.STOP and self.session.state.ended), self.session)
+            self.server.work(index, fails and not (effect in ENDING and self.session.state.ended), self.session)
 
     @precondition(lambda self: self.server.outbox)
     @rule(data=st.data(), twice=st.booleans())
@@ -526,7 +556,7 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def nothing_is_forgotten(self) -> None:
         server = self.server
-        stopping = Effect.STOP in server.inbox or any(isinstance(e, (Reserved, Started)) for e in server.outbox)
+        stopping = ENDING & set(server.inbox) or any(isinstance(e, (Reserved, Started)) for e in server.outbox)
         assert not (self.session.state.ended and server.held) or stopping
 
     @invariant()
