@@ -1,0 +1,213 @@
+"""Certificates of clients on control ports of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from scistream.proto import scistream_pb2 as pb
+from scistream.wire import grpc
+from tests.support.gateways import Client, GatewayProcess, gateway
+from tests.support.ports import port_block
+
+Pair = tuple[bytes, bytes]  # certificate and key in PEM
+
+
+def named(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
+class Authority:
+    """Somebody who issues certificates to users."""
+
+    def __init__(self, name: str = "users") -> None:
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        basic = x509.BasicConstraints(ca=True, path_length=None)
+        self.certificate = (
+            self._builder(name, name, 30, self.key).add_extension(basic, True).sign(self.key, hashes.SHA256())
+        )
+
+    def _builder(self, subject: str, issuer: str, days: float, key: Any) -> x509.CertificateBuilder:
+        now = datetime.now(UTC)
+        return (
+            x509.CertificateBuilder(named(issuer), named(subject), key.public_key(), x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=40))
+            .not_valid_after(now + timedelta(days=days))
+        )
+
+    @property
+    def pem(self) -> bytes:
+        return self.certificate.public_bytes(serialization.Encoding.PEM)
+
+    def issue(self, name: str, days: float = 1, use: x509.ObjectIdentifier = ExtendedKeyUsageOID.CLIENT_AUTH) -> Pair:
+        """A certificate for somebody, and its key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        issuer = self.certificate.subject.rfc4514_string().removeprefix("CN=")
+        made = (
+            self._builder(name, issuer, days, key)
+            .add_extension(x509.ExtendedKeyUsage([use]), False)
+            .add_extension(x509.SubjectAlternativeName([x509.RFC822Name(f"{name}@example.org")]), False)
+            .sign(self.key, hashes.SHA256())
+        )
+        private = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return made.public_bytes(serialization.Encoding.PEM), private
+
+    def revoke(self, *pairs: Pair, good_for: timedelta = timedelta(days=1)) -> bytes:
+        """The list of these certificates in PEM."""
+        now = datetime.now(UTC)
+        made = x509.CertificateRevocationListBuilder(self.certificate.subject, now - timedelta(days=2), now + good_for)
+        for pem, _ in pairs:
+            serial = x509.load_pem_x509_certificate(pem).serial_number
+            made = made.add_revoked_certificate(x509.RevokedCertificateBuilder(serial, now).build())
+        return made.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+class Door:
+    """A gateway with a port for certificates."""
+
+    def __init__(self, running: GatewayProcess, authority: Authority) -> None:
+        self.gateway = running
+        self.authority = authority
+        self.plain = running.config.read_text()
+        self.port = port_block(1)
+        (running.directory / "users.crt").write_bytes(authority.pem)
+        self.configure("admins = ['root']")
+
+    def configure(self, more: str = "", ok: bool = True) -> str:
+        """Change its settings; what is said when they are refused."""
+        table = f'[auth.certificates]\nlisten = ["127.0.0.1:{self.port}"]\nca = "users.crt"\n{more}\n'
+        self.gateway.config.write_text(f"{self.plain}\n{table}")
+        done = self.s2cs("reload")
+        assert (done.returncode == 0) == ok, done.stderr
+        return done.stderr
+
+    def s2cs(self, *command: str) -> subprocess.CompletedProcess[str]:
+        whole = [sys.executable, "-m", "s2cs", *command, "--config", str(self.gateway.config)]
+        return subprocess.run(whole, check=False, capture_output=True, text=True)
+
+    @contextmanager
+    def client(self, pair: Pair | None, token: str = "") -> Iterator[Client]:
+        pem, key = pair or (None, None)
+        credentials = grpc.ssl_channel_credentials(self.gateway.ca, key, pem)
+        with grpc.secure_channel(f"127.0.0.1:{self.port}", credentials) as channel:
+            yield Client(channel, token)
+
+    def whoami(self, pair: Pair | None, token: str = "") -> pb.GatewayDescription:
+        with self.client(pair, token) as client:
+            found: pb.GatewayDescription = client.describe(pb.DescribeRequest(), timeout=10)
+            return found
+
+    def refusal(self, pair: Pair | None) -> tuple[str, str]:
+        with pytest.raises(grpc.RpcError) as caught:
+            self.whoami(pair)
+        return caught.value.code().name, caught.value.details()
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    with gateway(tmp_path_factory.mktemp("certificates") / "g") as running:
+        yield Door(running, Authority())
+
+
+def test_a_good_certificate(door: Door) -> None:
+    found = door.whoami(door.authority.issue("alice"))
+    assert (found.user, found.identity, found.method) == ("cert:alice", "certificate:cert:alice", "certificate")
+    assert (found.role, list(found.scopes)) == ("user", ["read", "sessions"])
+    assert 86000 < found.authenticated_until.ToSeconds() - time.time() < 86500
+    assert door.whoami(door.authority.issue("root")).admin
+    with door.client(door.authority.issue("alice")) as alice:
+        alice.req(pb.Request(uid="a-1", role="PROD", num_conn=1, immediate=True))
+        assert [session.owner for session in alice.list(pb.ListRequest()).sessions] == ["cert:alice"]
+        alice.release(pb.Release(uid="a-1"))
+
+
+def test_a_token_goes_before_the_certificate(door: Door) -> None:
+    assert door.whoami(door.authority.issue("alice"), door.gateway.token).user == "admin"
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        None,
+        Authority().issue("alice"),
+        lambda door: door.authority.issue("alice", days=-1),
+        lambda door: door.authority.issue("alice", use=ExtendedKeyUsageOID.SERVER_AUTH),
+    ],
+    ids=["none", "another CA of the same name", "expired", "a server's"],
+)
+def test_tls_refuses(door: Door, pair: Any) -> None:
+    status, words = door.refusal(pair(door) if callable(pair) else pair)
+    assert status == "UNAVAILABLE"
+    assert "user" not in words
+
+
+def test_the_other_ports_ask_for_none_and_believe_none(door: Door) -> None:
+    pem, key = door.authority.issue("alice")
+    credentials = grpc.ssl_channel_credentials(door.gateway.ca, key, pem)
+    with grpc.secure_channel(door.gateway.address, credentials) as channel, pytest.raises(grpc.RpcError) as caught:
+        Client(channel, "").describe(pb.DescribeRequest(), timeout=10)
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_a_name_that_cannot_be_shown(door: Door) -> None:
+    status, words = door.refusal(door.authority.issue("Alice Smith"))
+    assert (status, "cn of your certificate has 'Alice Smith'" in words) == ("UNAUTHENTICATED", True)
+
+
+def test_a_person_is_kept_out(door: Door) -> None:
+    pair = door.authority.issue("mallory")
+    door.whoami(pair)
+    assert door.s2cs("user", "disable", "cert:mallory").returncode == 0
+    status, words = door.refusal(pair)
+    assert (status, "is disabled" in words) == ("PERMISSION_DENIED", True)
+
+
+def test_the_list_of_revoked_certificates(door: Door) -> None:
+    crl: Path = door.gateway.directory / "users.crl"
+    bob, carol = door.authority.issue("bob"), door.authority.issue("carol")
+    crl.write_bytes(door.authority.revoke(bob))
+    door.configure('crl = "users.crl"\nusername = "email"')
+    assert door.whoami(carol).user == "cert:carol@example.org"
+    assert "is revoked" in door.refusal(bob)[1]
+    with door.client(carol) as connected:
+        connected.describe(pb.DescribeRequest())
+        crl.write_bytes(door.authority.revoke(bob, carol))
+        time.sleep(1.1)  # no reload
+        with pytest.raises(grpc.RpcError, match="is revoked"):
+            connected.describe(pb.DescribeRequest())
+    crl.write_bytes(Authority().revoke())
+    time.sleep(1.1)
+    assert "is revoked" in door.refusal(bob)[1]  # somebody else's list changes nothing
+    assert "not signed by a CA" in door.configure('crl = "users.crl"', ok=False)
+    crl.write_bytes(door.authority.revoke(good_for=-timedelta(days=1)))
+    time.sleep(1.1)
+    status, words = door.refusal(carol)
+    assert (status, "out of date" in words) == ("UNAVAILABLE", True)
+    crl.write_bytes(door.authority.revoke())
+    door.configure()
+
+
+def test_another_ca_after_a_reload(door: Door) -> None:
+    pair = door.authority.issue("alice")
+    other = Authority("others")
+    (door.gateway.directory / "users.crt").write_bytes(other.pem)
+    door.configure()
+    assert door.refusal(pair)[0] == "UNAVAILABLE"
+    assert door.whoami(other.issue("dora")).user == "cert:dora"
+    (door.gateway.directory / "users.crt").write_text("nothing")
+    assert "has no certificates in PEM" in door.configure(ok=False)
+    assert door.whoami(other.issue("dora")).user == "cert:dora"
