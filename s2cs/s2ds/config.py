@@ -18,6 +18,15 @@ _CHACHA_FIRST = ("TLS_CHACHA20_POLY1305_SHA256", "TLS_AES_128_GCM_SHA256", "TLS_
 
 
 @dataclass(frozen=True, slots=True)
+class Keepalive:
+    """When TCP asks a silent peer for a sign of life: keeps idle streams in firewalls' tables, and ends dead ones."""
+
+    idle_s: int = 60
+    interval_s: int = 15
+    count: int = 8
+
+
+@dataclass(frozen=True, slots=True)
 class Interface:
     """A network of this node: the IP address to bind, and the host that others reach it by.
 

@@ -10,13 +10,13 @@ import socket
 from collections.abc import Iterator
 from typing import Self
 
-from s2cs.s2ds.config import Interface
+from s2cs.s2ds.config import Interface, Keepalive
 from s2cs.s2ds.pacing import copied, set_pace
 from scistream.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from scistream.vocabulary import Endpoint, PortRange
 
 _BACKLOG = 4096  # connections that wait while a proxy starts; the kernel caps it at net.core.somaxconn
-_KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 8}  # keeps an idle stream in firewalls' tables
+_KEEPALIVE = Keepalive()
 
 
 class Listeners:
@@ -120,8 +120,9 @@ class Listeners:
                 each.setblocking(False)
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                for name, value in _KEEPALIVE.items():
-                    each.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE.idle_s)
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE.interval_s)
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE.count)
                 if pace:
                     set_pace(each, pace)
                 each.listen(_BACKLOG)

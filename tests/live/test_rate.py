@@ -15,9 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from s2cs.s2ds import procfs
 from s2cs.s2ds.contract import Change, DataServer
-from s2cs.s2ds.pacing import copied
 from scistream.vocabulary import Endpoint, PortRange, Rate, Role
 from tests.support.ports import ports
 from tests.support.streams import connect, listener
@@ -32,6 +30,7 @@ from tests.support.tunnels import (
     flavour,
     local,
     open_way,
+    tcp_sockets,
 )
 
 SO_MAX_PACING_RATE = 47
@@ -56,18 +55,10 @@ def kind(request: pytest.FixtureRequest) -> Flavour:
 def paces(pids: tuple[int, ...]) -> dict[str, set[int]]:
     """Ask the kernel what it holds the TCP sockets of processes to, in bytes per second."""
     found: dict[str, set[int]] = {"listening": set(), "connected": set()}
-    for pid in pids:
-        pidfd = os.pidfd_open(pid)
-        for fd in procfs.descriptors(pid).values():
-            each = copied(pidfd, fd)
-            assert each is not None
-            with each:
-                if each.family != socket.AF_INET:
-                    continue
-                listens = each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-                (pace,) = struct.unpack("@L", each.getsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, 8))
-                found["listening" if listens else "connected"].add(pace)
-        os.close(pidfd)
+    for each in tcp_sockets(pids):
+        listens = each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        (pace,) = struct.unpack("@L", each.getsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, 8))
+        found["listening" if listens else "connected"].add(pace)
     return found
 
 

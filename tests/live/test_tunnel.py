@@ -20,7 +20,7 @@ from s2cs.s2ds.local import LocalDataServer
 from scistream.vocabulary import Endpoint, Rate
 from tests.support.ports import ports
 from tests.support.streams import Recorder, connect, listener, receive, send, send_last
-from tests.support.tunnels import FLAVOURS, Way, config, flavour, local, open_way
+from tests.support.tunnels import FLAVOURS, Way, config, flavour, local, open_way, tcp_sockets
 
 GIB = 2**30
 IDLE_SETTINGS = {
@@ -217,6 +217,30 @@ async def test_a_stream_may_rest_and_stay_half_closed(facilities: Open) -> None:
                 await asyncio.sleep(HANDSHAKE_S + 1)
                 sending = asyncio.create_task(asyncio.to_thread(send_last, producer, 10_000))
                 assert await asyncio.to_thread(receive, consumer) == (10_000, await sending)
+
+
+@ALL
+async def test_a_silent_peer_is_asked_for_a_sign_of_life(facilities: Open, backends: tuple[str, str]) -> None:
+    """On every connection, and nothing waits to fill a packet. Nginx has no say in when, where it connects itself."""
+    both = await facilities()
+    with listener() as (server, target):
+        way = await both.way(target)
+        with await asyncio.to_thread(connect, way.listeners[0]) as consumer:
+            consumer.sendall(b"begin")
+            producer, _ = await asyncio.to_thread(server.accept)
+            with producer:
+                producer.sendall(b"here")
+                assert await asyncio.to_thread(consumer.recv, 100) == b"here"
+                found = set()
+                for gateway in (both.producer, both.consumer):
+                    (status,) = await gateway.list()
+                    for each in tcp_sockets(status.pids):
+                        assert each.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                        assert each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                        names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+                        found.add(tuple(each.getsockopt(socket.IPPROTO_TCP, name) for name in names))
+    assert (60, 15, 8) in found
+    assert len(found) == (2 if "nginx" in backends[0] else 1)
 
 
 @ALL

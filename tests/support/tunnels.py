@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import ssl
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -14,10 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from s2cs.s2ds import procfs
 from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.backends.nginx import Nginx
 from s2cs.s2ds.contract import Bridge, DataServer, Reservation, TunnelSpec
 from s2cs.s2ds.local import Interface, LocalConfig, LocalDataServer
+from s2cs.s2ds.pacing import copied
 from scistream.vocabulary import Endpoint, PortRange, Rate, Role, Uid
 from scistream.x509 import Credentials, PrivateKey, SessionCA, peer_name
 
@@ -261,3 +265,18 @@ def own_sockets() -> set[str]:
             if (link := str(fd.readlink())).startswith("socket:"):
                 found.add(link)
     return found
+
+
+def tcp_sockets(pids: tuple[int, ...]) -> Iterator[socket.socket]:
+    """Lend the IPv4 TCP sockets of processes, one after the other."""
+    for pid in pids:
+        pidfd = os.pidfd_open(pid)
+        try:
+            for fd in procfs.descriptors(pid).values():
+                each = copied(pidfd, fd)
+                assert each is not None
+                with each:
+                    if (each.family, each.type) == (socket.AF_INET, socket.SOCK_STREAM):
+                        yield each
+        finally:
+            os.close(pidfd)

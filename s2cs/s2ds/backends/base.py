@@ -16,7 +16,7 @@ from pathlib import Path
 from signal import Signals
 from typing import ClassVar, Self
 
-from s2cs.s2ds.config import LocalConfig
+from s2cs.s2ds.config import Keepalive, LocalConfig
 from s2cs.s2ds.contract import Bridge, Capability, TunnelSpec
 from s2cs.s2ds.render import Word, render
 from scistream.vocabulary import Endpoint, Role, Uid, shown
@@ -75,6 +75,7 @@ class Plan:
     generation: int  # the subdirectory with this configuration's key and certificates
     idle_s: int = IDLE_S
     handshake_s: int = HANDSHAKE_S
+    keepalive: Keepalive = Keepalive()  # of connections that the proxy opens; those it accepts have inherited it
 
     @classmethod
     def of(
