@@ -15,7 +15,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from s2cs.users import SqliteUsers, Users
+from s2cs.sqlite_users import SqliteUsers
+from s2cs.users import Users
 from scistream.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from scistream.machine import Owner, Proof, Request, Route, Session, State, Waits
 from scistream.vocabulary import Rate, Role, Uid, parse_endpoints

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ config_option = click.option(
     type=click.Path(path_type=Path, dir_okay=False),
     help="The settings [default: s2cs.toml here, else /etc/scistream/s2cs.toml].",
 )
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON array on stdout.")
 
 
 def load(file: Path | None) -> Settings:
@@ -51,3 +54,8 @@ def opened(settings: Settings) -> Iterator[Store]:
 def utc(seconds: float) -> str:
     """Show a time of the wall clock."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def when(seconds: float) -> str:
+    """Show a time of the wall clock; 0 and infinity are never."""
+    return "never" if not seconds or seconds == inf else utc(seconds)

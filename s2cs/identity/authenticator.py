@@ -116,7 +116,7 @@ class Authenticator:
         if token in _NOBODY:
             if certificate:
                 return self._outsider(self._methods.certificates.identify(certificate))
-            raise Unauthenticated("this gateway wants to know who you are; log in with: s2uc login GATEWAY")
+            raise Unauthenticated("this gateway wants a token; get one with: s2uc login GATEWAY")
         sha256 = digest(token)
         if token.startswith(TOKEN_PREFIX):
             return self._insider(sha256)
