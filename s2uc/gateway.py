@@ -240,7 +240,8 @@ class GatewayClient:
             if status is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise DeadlineExceeded(f"gateway {name} did not answer in time ({end - begin:g} s); ask for its state")
         left = end - asyncio.get_running_loop().time()
-        found = await diagnose(self.gateway.endpoint, self.gateway.ca_pem, min(max(left, 0.5), 3.0))
+        gateway = self.gateway
+        found = await diagnose(gateway.endpoint, gateway.ca_pem, min(max(left, 0.5), 3.0), bool(gateway.certificate))
         if found and not (found.passing and status is grpc.StatusCode.UNAVAILABLE):
             raise Unavailable(f"gateway {name}: {found.sentence}")
         now = asyncio.get_running_loop().time()

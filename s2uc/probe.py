@@ -20,6 +20,12 @@ _NOT_TLS = (
     *("RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE"),
 )
 _TOO_OLD = ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION", "NO_PROTOCOLS_AVAILABLE", "TLSV13_ALERT")
+_LOOK_S = 0.5
+_WANTED = (
+    "it hangs up after the TLS handshake; does this port want your certificate "
+    "(s2uc gateway add with --cert FILE --key FILE)?"
+)
+_REFUSED = "it does not take your certificate; has it expired, or is it from another CA than this gateway trusts?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +36,16 @@ class Diagnosis:
     passing: bool = False
 
 
-async def diagnose(endpoint: Endpoint, ca_pem: bytes | None, timeout: float = 3.0) -> Diagnosis | None:
+async def diagnose(
+    endpoint: Endpoint, ca_pem: bytes | None, timeout: float = 3.0, certified: bool = False
+) -> Diagnosis | None:
     """Connect as a client would and say what fails; None when nothing does.
 
     Args:
         endpoint: where the gateway's control server should listen.
         ca_pem: the CA certificates to trust; None means this computer's own.
         timeout: seconds for the whole attempt.
+        certified: whether the user has shown a certificate; this attempt shows none.
     """
     try:
         context = ssl.create_default_context(cadata=ca_pem.decode("ascii") if ca_pem else None)
@@ -50,11 +59,19 @@ async def diagnose(endpoint: Endpoint, ca_pem: bytes | None, timeout: float = 3.
             _, plain = await asyncio.open_connection(endpoint.host, endpoint.port)
             plain.close()
             connected = True
-            _, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=context)
+            reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=context)
             protocol = writer.get_extra_info("ssl_object").selected_alpn_protocol()
-            writer.close()
+            try:
+                # With TLS 1.3 the handshake is over for the client before the server has looked at its certificate.
+                hung_up = protocol == "h2" and await asyncio.wait_for(reader.read(1), _LOOK_S) == b""
+            except TimeoutError:
+                hung_up = False
+            finally:
+                writer.close()
     except (OSError, UnicodeError) as error:
         return _of_error(error, endpoint, connected)
+    if hung_up:
+        return Diagnosis(_REFUSED if certified else _WANTED, passing=True)
     if protocol != "h2":
         return Diagnosis("a TLS server that is no SciStream gateway listens there; check host and port")
     return None

@@ -9,7 +9,6 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -60,10 +59,8 @@ class Site:
 
 def believe(site: Site) -> None:
     """Set aps up."""
-    config = site.both.aps.config
-    config.write_text(
-        config.read_text()
-        + f"""
+    site.both.aps.configure(
+        f"""
 [[auth.oidc]]
 name = "lab"
 issuer = "{site.issuer.issuer}"
@@ -88,8 +85,6 @@ login_client = "{CLIENT_ID}"
 login_scopes = ["openid", "sessions"]
 """
     )
-    command = [sys.executable, "-m", "s2cs", "reload", "--config", str(config)]
-    subprocess.run(command, check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")
@@ -209,9 +204,8 @@ def test_a_gateway_that_asks_for_anothers_tokens(site: Site, tmp_path: Path) -> 
     site.log_in()
     user = site.user
     with gateway(tmp_path / "greedy") as greedy:
-        greedy.config.write_text(
-            greedy.config.read_text()
-            + f"""
+        greedy.configure(
+            f"""
 [[auth.oidc]]
 name = "lab"
 issuer = "{site.issuer.issuer}"
@@ -219,8 +213,6 @@ audience = "{AUDIENCE}"
 login_client = "{CLIENT_ID}"
 """
         )
-        command = [sys.executable, "-m", "s2cs", "reload", "--config", str(greedy.config)]
-        subprocess.run(command, check=True, capture_output=True)
         introduce(user, "greedy", greedy)
         try:
             said = user.s2uc("login", "greedy", expect=1, BROWSER=BROWSER.format("ada")).stderr

@@ -59,6 +59,12 @@ class GatewayProcess:
         command = [*_S2CS, "user", "add", name, *options, "--config", str(self.config)]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
+    def configure(self, more: str) -> None:
+        """Add settings while it runs."""
+        self.config.write_text(f"{self.config.read_text()}\n{more}")
+        command = [*_S2CS, "reload", "--config", str(self.config)]
+        subprocess.run(command, check=True, capture_output=True)
+
     @contextmanager
     def client(self, token: str | None = None) -> Iterator[Client]:
         """Speak the protocol with a token; None is the admin's, empty is none."""
