@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from s2cs.s2ds.contract import (
     Bridge,
     Change,
     DataServer,
+    Traffic,
     TunnelEvent,
     TunnelSpec,
     TunnelState,
@@ -15,8 +18,21 @@ from s2cs.validation import credentials
 from scistream.machine import Broke, Effect, Event, Exited, Reserved, Session, Started, State, Stopped
 
 
-async def carry_out(server: DataServer, session: Session, effect: Effect, default_backend: str) -> Event | None:
+async def carry_out(
+    server: DataServer,
+    session: Session,
+    effect: Effect,
+    default_backend: str,
+    ended: Callable[[Traffic], None] = lambda traffic: None,
+) -> Event | None:
     """Ask the data server for what a step wants, and give what it answers; an update that is done is no event.
+
+    Args:
+        server: the data server.
+        session: whose effect it is.
+        effect: what is wanted.
+        default_backend: for a session that names none.
+        ended: is told what a tunnel that was stopped has moved.
 
     Raises:
         ScistreamError: it cannot be had.
@@ -35,7 +51,8 @@ async def carry_out(server: DataServer, session: Session, effect: Effect, defaul
             await server.update(session.id, Bridge(session.targets, credentials(session.proof)))
             return None
         case Effect.STOP | Effect.CUT:
-            await server.stop(session.id, cut=effect is Effect.CUT)
+            if (traffic := await server.stop(session.id, cut=effect is Effect.CUT)) is not None:
+                ended(traffic)
             return Stopped()
         case Effect.FORWARD:
             raise AssertionError("ProdLstn is for the watchers, not for the data server")

@@ -15,7 +15,7 @@ from dataclasses import replace
 from math import inf
 
 from s2cs import admission
-from s2cs.audit.log import Audit
+from s2cs.audit.log import Audit, moved
 from s2cs.auth import Caller, KeyHolder, user_only
 from s2cs.clock import Clock
 from s2cs.effects import carry_out, meaning, reconciled
@@ -25,7 +25,7 @@ from s2cs.policy.decision import Lease, decide, usual_lease
 from s2cs.policy.resolver import Resolver
 from s2cs.policy.sessions import admit_targets, backend_for, check_quota, held_by_others, judged, objection
 from s2cs.revocation import Revocations
-from s2cs.s2ds.contract import DataServer, TunnelStatus
+from s2cs.s2ds.contract import DataServer, Traffic, TunnelStatus
 from s2cs.sessions import Sessions
 from s2cs.settings import Settings
 from s2cs.store import Store
@@ -276,8 +276,10 @@ class Gateway:
         self._apply(live, Release(f"released by {by}"))
         return await live.until(lambda session: session.state.ended)
 
-    async def list(self, caller: Caller | KeyHolder, uid: str = "") -> list[tuple[Session, TunnelStatus | None]]:
-        """Give the caller's sessions, or everybody's to an operator, newest last.
+    async def list(
+        self, caller: Caller | KeyHolder, uid: str = ""
+    ) -> list[tuple[Session, TunnelStatus | None, Traffic | None]]:
+        """Give the caller's sessions, or everybody's to an operator, newest last; what they moved, where it is known.
 
         Raises:
             NotFound: a uid was given, and the caller has no such session.
@@ -289,7 +291,8 @@ class Gateway:
             found = [live for live in self._sessions if user.operator or live.session.owner.id == user.id]
         running = [live.session.id for live in found if not live.session.state.ended]
         tunnels = {status.id: status for status in await self.data_server.list(*running)} if running else {}
-        return [(live.session, tunnels.get(live.session.id)) for live in found]
+        listed = [(live, tunnels.get(live.session.id)) for live in found]
+        return [(live.session, tunnel, tunnel.traffic if tunnel else live.traffic) for live, tunnel in listed]
 
     def watch(self, caller: Caller | KeyHolder, uid: Uid) -> AsyncIterator[Item]:
         """Follow a session until it has ended.
@@ -363,16 +366,24 @@ class Gateway:
             words = ("session %s: %s -> %s %s", after.uid, before.state, after.state, after.reason)
             log.log(level, *words, extra=about(after, state=str(after.state), reason=after.reason))
             live.publish(News.STATE, after.reason)
-            self._record(before, after)
+            self._record(before, live)
         return after
 
-    def _record(self, before: Session, after: Session) -> None:
+    def _record(self, before: Session, live: Live) -> None:
         """Write down where a session begins to carry data, and where it ends."""
+        after = live.session
         if after.state is State.ACTIVE and before.state is State.STARTING:
             self._audit.write("session.active", session=after, backend=after.backend, targets=after.targets)
         elif after.state.ended:
             lasted = round(self.clock.now() - after.created_at, 3)
-            self._audit.write("session.end", session=after, reason=after.reason, outcome=after.state, lasted_s=lasted)
+            self._audit.write(
+                "session.end",
+                session=after,
+                reason=after.reason,
+                outcome=after.state,
+                lasted_s=lasted,
+                **moved(live.traffic),
+            )
 
     def _report(self, live: Live, event: Event) -> None:
         """Apply what the data server or the clock says; it may be late, and then it means nothing."""
@@ -411,7 +422,8 @@ class Gateway:
                 earlier.cancel()  # stopping interrupts what is under way
             await asyncio.wait([earlier])
         try:
-            event: Event | None = await carry_out(self.data_server, live.session, effect, self.settings.s2ds.backend)
+            backend = self.settings.s2ds.backend
+            event: Event | None = await carry_out(self.data_server, live.session, effect, backend, live.moved)
         except ScistreamError as error:
             live.error = error
             event = Kept() if effect is Effect.UPDATE else Broke(str(error))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from math import inf
 
+from s2cs.s2ds.contract import Traffic
 from scistream.errors import ScistreamError, Unavailable
 from scistream.machine import Session
 
@@ -41,6 +42,7 @@ class Live:
         self.error: ScistreamError | None = None  # why the last effect could not be carried out
         self.task: asyncio.Task[None] | None = None  # the last effect, done when all before it are
         self.warned = False
+        self.traffic: Traffic | None = None  # what it moved in all, when that is known
         self._changed = asyncio.Event()
         self._watchers: set[asyncio.Queue[Item | None]] = set()
 
@@ -49,6 +51,10 @@ class Live:
         self.session = session
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def moved(self, traffic: Traffic) -> None:
+        """Know what it moved in all."""
+        self.traffic = traffic
 
     async def until(self, condition: Callable[[Session], bool]) -> Session:
         """Wait until the session fulfils a condition."""

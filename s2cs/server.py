@@ -194,6 +194,7 @@ def local_config(settings: Settings) -> LocalConfig:
         ciphers=tuple(s2ds.ciphers),
         grace_s=s2ds.grace,
         start_timeout_s=s2ds.start_timeout,
+        count_s=s2ds.count_period,
         max_restarts=s2ds.max_restarts,
     )
 

@@ -25,7 +25,7 @@ from s2cs.identity.authenticator import Authenticator
 from s2cs.identity.settings import Auth
 from s2cs.live import Item, News
 from s2cs.policy.decision import longest_lease, usual_lease
-from s2cs.s2ds.contract import TunnelStatus
+from s2cs.s2ds.contract import Traffic, TunnelStatus
 from scistream.errors import InvalidArgument, ScistreamError, Unauthenticated
 from scistream.machine import Request, Session, State
 from scistream.proto import scistream_pb2 as pb
@@ -236,7 +236,7 @@ class Servicer(ControlServicer):
     async def list(self, request: pb.ListRequest, context: Any) -> pb.SessionList:
         """Sessions of the caller."""
         found = await self._gateway.list(_caller.get(), request.uid)
-        return pb.SessionList(sessions=[self._info(session, tunnel) for session, tunnel in found])
+        return pb.SessionList(sessions=[self._info(*each) for each in found])
 
     async def watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.SessionEvent]:
         """A session's events."""
@@ -292,7 +292,9 @@ class Servicer(ControlServicer):
             expires_at=self._time(session.expires_at),
         )
 
-    def _info(self, session: Session, tunnel: TunnelStatus | None = None) -> pb.SessionInfo:
+    def _info(
+        self, session: Session, tunnel: TunnelStatus | None = None, traffic: Traffic | None = None
+    ) -> pb.SessionInfo:
         request = session.request
         return pb.SessionInfo(
             uid=session.uid,
@@ -315,6 +317,7 @@ class Servicer(ControlServicer):
             consumer=request.consumer,
             tls_version=tunnel.tls_version if tunnel else "",
             tls_cipher=tunnel.tls_cipher if tunnel else "",
+            traffic=_traffic(traffic) if traffic else None,
         )
 
     def _event(self, item: Item) -> pb.SessionEvent:
@@ -344,6 +347,20 @@ def _methods(auth: Auth) -> Iterator[pb.Method]:
         yield found
     if auth.certificates.listen:
         yield pb.Method(kind="certificate", name=auth.certificates.name)
+
+
+def _traffic(traffic: Traffic) -> pb.Traffic:
+    return pb.Traffic(
+        bytes_from_producer=traffic.from_producer,
+        bytes_from_consumer=traffic.from_consumer,
+        connections_open=traffic.open,
+        connections_total=traffic.total,
+        bytes_per_s=traffic.bytes_per_s,
+        lan_rtt_us=traffic.lan.rtt_us,
+        wan_rtt_us=traffic.wan.rtt_us,
+        lan_retransmitted=traffic.lan.retransmitted,
+        wan_retransmitted=traffic.wan.retransmitted,
+    )
 
 
 _GREETINGS = {

@@ -73,6 +73,7 @@ class DataServerSettings(Table):
     ciphers: tuple[Cipher, ...] = ()  # in order; empty = AES-128-GCM first where the CPU has AES
     grace: Duration = 1  # of a release: for streams to end by themselves
     start_timeout: Duration = 10
+    count_period: Duration = 5  # between looks at the kernel's counters of open connections
     max_restarts: Annotated[int, Field(ge=0, le=1000)] = 5  # within a minute, before a session FAILs
 
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from s2cs.audit.files import Files, Keeping, Record
 from s2cs.audit.flood import Flood
@@ -23,6 +23,7 @@ from scistream.errors import Unavailable
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from s2cs.s2ds.contract import Traffic
     from s2cs.settings import Settings
     from scistream.machine import Session
 
@@ -215,6 +216,17 @@ def _about(session: Session) -> Mapping[str, str]:
         "role": session.role,
         "owner": owner.name,
         "owner_id": owner.id,
+    }
+
+
+def moved(traffic: Traffic | None) -> Mapping[str, Any]:
+    """Say what a session moved, as far as that is known."""
+    if traffic is None:
+        return {}
+    return {
+        "bytes_from_producer": traffic.from_producer,
+        "bytes_from_consumer": traffic.from_consumer,
+        "connections": traffic.total,
     }
 
 

@@ -74,6 +74,7 @@ class LocalConfig:
     ciphers: tuple[str, ...] = ()  # TLS 1.3 suites in order; empty: what suits this CPU
     grace_s: float = 1.0  # from the polite stop to KILL
     start_timeout_s: float = 10.0
+    count_s: float = 5.0  # between looks at the kernel's counters
     max_restarts: int = 5  # deaths within the window that are mended; one more is FATAL
     restart_window_s: float = 60.0
     backoff_s: float = 0.1  # before the first restart in a window; doubles with each

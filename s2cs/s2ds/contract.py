@@ -87,6 +87,27 @@ class TunnelState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Leg:
+    """The open connections of a tunnel on one side."""
+
+    rtt_us: int = 0  # their mean
+    retransmitted: int = 0  # segments
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What a tunnel has moved since it was started. Bytes are the applications', without TLS."""
+
+    from_producer: int = 0  # bytes from the producer's application towards the consumer's
+    from_consumer: int = 0
+    open: int = 0  # connections
+    total: int = 0  # connections, those that ended among them
+    bytes_per_s: int = 0  # both directions, lately
+    lan: Leg = Leg()
+    wan: Leg = Leg()
+
+
+@dataclass(frozen=True, slots=True)
 class TunnelStatus:
     """One tunnel, as `list` sees it."""
 
@@ -100,6 +121,7 @@ class TunnelStatus:
     reason: str = ""  # the last death, with the end of the proxy's log
     tls_version: str = ""  # as last negotiated on the WAN leg, from the proxy's own log
     tls_cipher: str = ""
+    traffic: Traffic = Traffic()
 
 
 class Change(StrEnum):
@@ -153,11 +175,11 @@ class DataServer(Protocol):
         """
         ...
 
-    async def stop(self, id: str, cut: bool = False) -> None:
-        """End the tunnel and give everything back: processes, sockets, files. Unknown ids are no error.
+    async def stop(self, id: str, cut: bool = False) -> Traffic | None:
+        """End the tunnel and give everything back: processes, sockets, files; say what it has moved in all.
 
-        Running streams get a grace period to end by themselves, unless they are to be cut. Asked to cut while that
-        period runs, it ends.
+        Unknown ids are no error. Running streams get a grace period to end by themselves, unless they are to be cut.
+        Asked to cut while that period runs, it ends.
         """
         ...
 

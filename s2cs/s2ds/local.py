@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,10 @@ from signal import Signals
 from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.backends.base import Backend, Found
 from s2cs.s2ds.config import Interface, LocalConfig
-from s2cs.s2ds.contract import BackendInfo, Bridge, Reservation, TunnelEvent, TunnelSpec, TunnelStatus
+from s2cs.s2ds.contract import BackendInfo, Bridge, Reservation, Traffic, TunnelEvent, TunnelSpec, TunnelStatus
 from s2cs.s2ds.files import room
 from s2cs.s2ds.launchers import LAUNCHERS
+from s2cs.s2ds.meter import measure
 from s2cs.s2ds.ports import Listeners, too_few
 from s2cs.s2ds.proxy import handles
 from s2cs.s2ds.record import Record
@@ -37,6 +39,7 @@ log = logging.getLogger(__name__)
 
 __all__ = ["Interface", "LocalConfig", "LocalDataServer"]
 
+_FRESH_S = 0.5  # so old may be what `list` tells
 TIDY_S = 10.0  # between looks at the proxies' logs
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -53,7 +56,9 @@ class LocalDataServer:
         self._tunnels: dict[str, Tunnel] = {}
         self._watches: set[_Watch] = set()
         self._lock: int | None = None
-        self._tidying: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
+        self._to_look_at: list[Tunnel] = []
+        self._next_look: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Make the directory, and take up the tunnels that an earlier server left there.
@@ -65,13 +70,40 @@ class LocalDataServer:
         await asyncio.to_thread(self.backends)  # looks at the proxies once, before anyone waits for it
         left = [path for path in self._config.directory.iterdir() if path.is_dir()]
         await asyncio.gather(*(self._adopt(path) for path in left))
-        self._tidying = asyncio.create_task(self._tidy())
+        self._background = [asyncio.create_task(self._tidy()), asyncio.create_task(self._count())]
 
     async def _tidy(self) -> None:
         while True:
             await asyncio.sleep(TIDY_S)
             for tunnel in list(self._tunnels.values()):
                 tunnel.bound_logs()
+
+    async def _count(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.count_s)
+            await self._look(list(self._tunnels.values()))
+
+    async def _look(self, tunnels: list[Tunnel]) -> None:
+        """Read the kernel's counters, for all tunnels at once."""
+        looks = [(tunnel, tunnel.look()) for tunnel in tunnels]
+        try:
+            live = await asyncio.to_thread(measure, [group for _, look in looks for group in look.groups])
+        except OSError as error:
+            log.warning("open connections are not counted: %s", error)
+            return
+        for tunnel, look in looks:
+            tunnel.measured(look, {group.leader: live[group.leader] for group in look.groups if group.leader in live})
+
+    async def _look_soon(self, tunnel: Tunnel) -> None:
+        """Read the kernel's counters for a tunnel, together with those who ask at the same time."""
+        self._to_look_at.append(tunnel)
+        if self._next_look is None:
+            self._next_look = asyncio.create_task(self._look_at_those())
+        await asyncio.shield(self._next_look)
+
+    async def _look_at_those(self) -> None:
+        tunnels, self._to_look_at, self._next_look = self._to_look_at, [], None
+        await self._look(tunnels)
 
     def configure(self, config: LocalConfig) -> None:
         """Take other settings for the tunnels to come; directory, networks, ports and launcher stay as they are."""
@@ -85,8 +117,8 @@ class LocalDataServer:
 
     def let_go(self) -> None:
         """Close, and leave all tunnels running for the server that opens the directory next."""
-        if self._tidying is not None:
-            self._tidying.cancel()
+        for task in self._background:
+            task.cancel()
         for tunnel in self._tunnels.values():
             tunnel.release_hold()
         self._tunnels.clear()
@@ -120,7 +152,7 @@ class LocalDataServer:
             listeners.close()
             shutil.rmtree(directory, ignore_errors=True)
             raise
-        tunnel = Tunnel(self._config, self._launcher, record, backend, found, listeners, self._publish)
+        tunnel = Tunnel(self._config, self._launcher, record, backend, found, listeners, self._publish, self._look_soon)
         self._tunnels[spec.id] = tunnel
         return Reservation(backend.name, listeners.advertised, tunnel.key.csr(spec.uid, spec.role))
 
@@ -132,19 +164,22 @@ class LocalDataServer:
         """Lead new connections elsewhere or with new credentials; running streams go on untouched."""
         await self._tunnel(id).update(bridge)
 
-    async def stop(self, id: str, cut: bool = False) -> None:
-        """End the tunnel and give everything back. Unknown ids are no error."""
+    async def stop(self, id: str, cut: bool = False) -> Traffic | None:
+        """End the tunnel and give everything back; say what it has moved. Unknown ids are no error."""
         if (tunnel := self._tunnels.get(id)) is None:
-            return
+            return None
         try:
-            await tunnel.stop(cut)
+            return await tunnel.stop(cut)
         finally:
             if tunnel.ended:
                 self._tunnels.pop(id, None)
 
     async def list(self, *ids: str) -> tuple[TunnelStatus, ...]:
         """All tunnels there are, or those there are of these ids."""
-        return tuple(self._tunnels[id].status for id in ids or self._tunnels if id in self._tunnels)
+        wanted = [self._tunnels[id] for id in ids or self._tunnels if id in self._tunnels]
+        if stale := [tunnel for tunnel in wanted if time.monotonic() - tunnel.looked_at > _FRESH_S]:
+            await self._look(stale)
+        return tuple(tunnel.status for tunnel in wanted)
 
     def watch(self) -> AsyncIterator[TunnelEvent]:
         """Follow what happens to tunnels, from this call on."""
@@ -204,7 +239,16 @@ class LocalDataServer:
             log.warning("%s is cleared away: %s", directory, error)
             await self._clear(directory)
             return
-        tunnel = Tunnel(self._config, self._launcher, record, backend, self._find(backend), listeners, self._publish)
+        tunnel = Tunnel(
+            self._config,
+            self._launcher,
+            record,
+            backend,
+            self._find(backend),
+            listeners,
+            self._publish,
+            self._look_soon,
+        )
         self._tunnels[record.spec.id] = tunnel
         await tunnel.adopt()
 

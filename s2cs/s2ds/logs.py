@@ -1,11 +1,13 @@
-"""A proxy's log: its last words for people, and what TLS it negotiated."""
+"""A proxy's log: its last words for people, what TLS it negotiated, what its connections moved."""
 
 from __future__ import annotations
 
 import os
-import re
-from dataclasses import dataclass
 from pathlib import Path
+
+from s2cs.s2ds.backends.base import Backend
+from s2cs.s2ds.meter import Ledger, Moved
+from scistream.vocabulary import Role
 
 MOST_BYTES = 8 * 2**20  # of the disk, for one proxy's log
 _CHUNK = 64 * 1024
@@ -13,22 +15,14 @@ _TAIL = 1024 * 1024
 _LINES, _WIDTH = 5, 300
 
 
-@dataclass(frozen=True, slots=True)
-class Negotiated:
-    """The TLS of a session, as its proxy logged it; empty before there was one."""
-
-    version: str = ""
-    cipher: str = ""
-
-
 class SessionLog:
-    """Follow a proxy's log file without reading anything twice."""
+    """Follow a proxy's log file without reading anything twice, and enter in the ledger what it tells."""
 
-    def __init__(self, path: Path, session_line: re.Pattern[bytes]) -> None:
+    def __init__(self, path: Path, backend: Backend, role: Role, ledger: Ledger) -> None:
         self.path = path
-        self._session_line = session_line
-        self._offset = 0
-        self._last = Negotiated()
+        self._backend = backend
+        self._role = role
+        self._ledger = ledger
 
     def size(self) -> int:
         """How long the log is now."""
@@ -45,7 +39,8 @@ class SessionLog:
         """
         try:
             if self.path.stat().st_blocks * 512 > MOST_BYTES:
-                self.last()
+                self.read()
+                self._ledger.save()
                 os.truncate(self.path, 0)
         except OSError:
             return
@@ -59,24 +54,45 @@ class SessionLog:
         except OSError:
             return ""
 
-    def last(self) -> Negotiated:
-        """The TLS of the last session that the log tells of."""
-        if self.size() < self._offset:
-            self._offset = 0
+    def read(self) -> None:
+        """Take note of what was logged since: the TLS of a session, and what its connections moved that have ended."""
+        offsets, name = self._ledger.offsets, self.path.name
+        size, offset = self.size(), offsets.get(name, 0)
+        if size == offset:
+            return
         try:
             with self.path.open("rb") as file:
-                file.seek(self._offset)
+                file.seek(offset if size > offset else 0)
                 while chunk := file.read(_CHUNK):
-                    whole = chunk.rpartition(b"\n")[0] or chunk
-                    for match in self._session_line.finditer(whole):
-                        self._last = Negotiated(match["version"].decode(), match["cipher"].decode())
-                    self._offset += len(whole)
-                    if len(chunk) < _CHUNK:
-                        break
-                    file.seek(self._offset)
+                    whole, end, _ = chunk.rpartition(b"\n")
+                    if not end and len(chunk) < _CHUNK:
+                        break  # the line is being written
+                    whole = whole + end or chunk
+                    self._note(whole.replace(b"\0", b""))
+                    file.seek(len(whole) - len(chunk), os.SEEK_CUR)
+                    offsets[name] = file.tell()
         except OSError:
             pass
-        return self._last
+
+    def end(self) -> None:
+        """Take note of the last that was logged; the file will be removed."""
+        self.read()
+        if self._ledger.offsets.pop(self.path.name, None) is not None:
+            self._ledger.save()
+
+    def _note(self, lines: bytes) -> None:
+        for match in self._backend.session_line.finditer(lines):
+            self._ledger.tls = match["version"].decode(), match["cipher"].decode()
+        for match in self._backend.closed_line.finditer(lines):
+            self._ledger.closed += _moved({name: int(text) for name, text in match.groupdict().items()}, self._role)
+
+
+def _moved(counts: dict[str, int], role: Role) -> Moved:
+    """Read the bytes of a closed connection: towards the producer (`up`) and the consumer, or by side."""
+    if "up" in counts:
+        return Moved(counts["up"], counts["down"], 1)
+    plain, tls = counts["to_plain"], counts["to_tls"]
+    return Moved(plain, tls, 1) if role is Role.PROD else Moved(tls, plain, 1)
 
 
 def last_words(log: str) -> str:

@@ -28,6 +28,7 @@ class Proxy:
 
     def forget(self) -> None:
         """Remove its files when it has ended."""
+        self.log.end()
         clear(self.handle)
 
 

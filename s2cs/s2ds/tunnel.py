@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,15 +15,18 @@ from signal import Signals
 from s2cs.s2ds import procfs
 from s2cs.s2ds.backends.base import Backend, Found, Plan, Reload
 from s2cs.s2ds.config import LocalConfig
-from s2cs.s2ds.contract import Bridge, Change, TunnelEvent, TunnelState, TunnelStatus
+from s2cs.s2ds.contract import Bridge, Change, Traffic, TunnelEvent, TunnelState, TunnelStatus
 from s2cs.s2ds.generations import Generations
 from s2cs.s2ds.launchers.base import Job, Launcher, Running
-from s2cs.s2ds.logs import Negotiated, SessionLog, last_words
+from s2cs.s2ds.logs import SessionLog, last_words
+from s2cs.s2ds.meter import Group, Ledger, Live, Look, Meter
 from s2cs.s2ds.pacing import pace_opened
 from s2cs.s2ds.ports import Listeners
 from s2cs.s2ds.proxy import Proxy, clear, handles, log_of, until_released, until_serving
 from s2cs.s2ds.record import Record
 from scistream.errors import FailedPrecondition, InvalidArgument, ScistreamError, Unavailable
+
+_LAST_LOOKS_S = 0.2  # between looks at the kernel's counters while a tunnel is stopped
 
 
 class Tunnel:
@@ -38,6 +41,7 @@ class Tunnel:
         found: Found,
         listeners: Listeners,
         report: Callable[[TunnelEvent], None],
+        look: Callable[[Tunnel], Awaitable[None]],
     ) -> None:
         self.spec = spec = record.spec
         self.listeners = listeners
@@ -47,6 +51,7 @@ class Tunnel:
         self._launcher = launcher
         self._found = found
         self._report = report
+        self._look = look  # lets `measured` know what the kernel counts
         self._directory = config.directory / spec.id
         self._state = TunnelState.RESERVED
         self._reason = ""
@@ -54,7 +59,8 @@ class Tunnel:
         self._deaths: deque[float] = deque()
         self._proxy: Proxy | None = None
         self._draining: list[Proxy] = []
-        self._negotiated = Negotiated()
+        self._ledger = Ledger(self._directory / "traffic.json")
+        self._meter = Meter(self._ledger)
         self._files = Generations(self._directory, backend.config)
         self._launched = 0
         self._lock = asyncio.Lock()  # one change of the process at a time
@@ -64,8 +70,7 @@ class Tunnel:
     @property
     def status(self) -> TunnelStatus:
         """The tunnel as `list` shows it."""
-        if self._proxy is not None and (negotiated := self._proxy.log.last()).version:
-            self._negotiated = negotiated
+        self._read_logs()
         running = [p.process.pid for p in self._proxies if not p.process.ended]
         return TunnelStatus(
             id=self.spec.id,
@@ -76,14 +81,36 @@ class Tunnel:
             pids=tuple(pid for leader in running for pid in (leader, *sorted(procfs.children(leader)))),
             restarts=self._restarts,
             reason=self._reason,
-            tls_version=self._negotiated.version,
-            tls_cipher=self._negotiated.cipher,
+            tls_version=self._ledger.tls[0],
+            tls_cipher=self._ledger.tls[1],
+            traffic=self._meter.traffic,
         )
+
+    def look(self) -> Look:
+        """Begin a look at the kernel's counters: of these proxies; give `measured` what it says."""
+        self._read_logs()
+        ports = frozenset(self.listeners.ports)
+        groups = [Group(p.process.pid, self.spec.role, ports) for p in self._proxies if not p.process.ended]
+        return Look(time.monotonic(), self._ledger.closed, tuple(groups))
+
+    def measured(self, look: Look, live: Mapping[int, Live]) -> None:
+        """Take what the kernel says of open connections."""
+        self._meter.take(look, live)
+
+    @property
+    def looked_at(self) -> float:
+        """When the kernel's counters were read last, on the monotonic clock."""
+        return self._meter.looked_at
+
+    def _read_logs(self) -> None:
+        for proxy in self._proxies:
+            proxy.log.read()
 
     def bound_logs(self) -> None:
         """Keep the proxies' logs from filling the disk."""
         for proxy in self._proxies:
             proxy.log.bound()
+        self._ledger.save()
 
     @property
     def _proxies(self) -> list[Proxy]:
@@ -120,6 +147,8 @@ class Tunnel:
         """Let go of everything without ending anything: another server will take it up."""
         for task in self._work:
             task.cancel()
+        self._read_logs()
+        self._ledger.save()
         for proxy in self._proxies:
             proxy.process.let_go()
         self.listeners.close()
@@ -131,6 +160,7 @@ class Tunnel:
             if process is not None:
                 yield self._proxy_of(process, handle)
             else:
+                self._log_of(handle).end()
                 clear(handle)
 
     async def _restart(self, reason: str) -> None:
@@ -159,14 +189,15 @@ class Tunnel:
         self._check(bridge)
         await self._interruptible(self._update(bridge))
 
-    async def stop(self, cut: bool = False) -> None:
-        """End everything and give it back. Goes on to its end whoever stops waiting for it."""
+    async def stop(self, cut: bool = False) -> Traffic:
+        """End everything and give it back; say what was moved. Goes on to its end whoever stops waiting for it."""
         if self._stopping is None or (self._stopping.done() and not self.ended):
             self._stopping = asyncio.create_task(self._end(cut))
         elif cut:
             for proxy in self._proxies:
                 proxy.process.signal(Signals.SIGKILL)
         await asyncio.shield(self._stopping)
+        return self._meter.traffic
 
     def _check(self, bridge: Bridge) -> None:
         if not bridge.targets:
@@ -228,12 +259,24 @@ class Tunnel:
         for task in work:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
+        await self._look(self)
+        looking = asyncio.create_task(self._look_to_the_end())
         polite, grace_s = (Signals.SIGKILL, 0.0) if cut else (self.backend.drain, self._config.grace_s)
         await asyncio.gather(*(p.process.stop(polite, grace_s) for p in self._proxies))
+        looking.cancel()
+        self._read_logs()
+        for proxy in self._proxies:
+            self._meter.lose(proxy.process.pid)
         self.listeners.close()
         shutil.rmtree(self._directory, ignore_errors=True)
         if self._directory.exists():  # without descriptors a directory cannot be read; it holds the key
             raise Unavailable(f"{self._directory} cannot be removed now; it is tried again")
+
+    async def _look_to_the_end(self) -> None:
+        """Count what is still moved while the proxies may end their streams: of those that are killed nobody tells."""
+        while True:
+            await asyncio.sleep(_LAST_LOOKS_S)
+            await self._look(self)
 
     async def _launch(self) -> Proxy:
         """Start the proxy on the sockets, with the files in force; return when it serves, or leave nothing."""
@@ -257,7 +300,10 @@ class Tunnel:
         return self._proxy_of(process, self._directory / handle)
 
     def _proxy_of(self, process: Running, handle: Path) -> Proxy:
-        return Proxy(process, SessionLog(log_of(handle), self.backend.session_line), handle)
+        return Proxy(process, self._log_of(handle), handle)
+
+    def _log_of(self, handle: Path) -> SessionLog:
+        return SessionLog(log_of(handle), self.backend, self.spec.role, self._ledger)
 
     async def _check_files(self, generation: int) -> None:
         """Let the proxy itself judge new files, where it has a way to."""
@@ -287,9 +333,11 @@ class Tunnel:
             if proxy in self._draining:
                 self._draining.remove(proxy)
                 proxy.forget()
+                self._meter.forget(proxy.process.pid)
             elif proxy is self._proxy:
                 reason = f"{self.backend.name} {proxy.process.ended}{last_words(proxy.log.since())}"
                 proxy.forget()
+                self._meter.lose(proxy.process.pid)
                 await self._recover(reason)
 
     async def _recover(self, reason: str) -> None:

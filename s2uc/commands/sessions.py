@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from s2uc.gateway import Gateway
     from scistream.proto.scistream_pb2 import SessionInfo
 
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _SIDES = {"PROD": "producer", "CONS": "consumer"}
 
 
@@ -51,7 +52,38 @@ def _content(gateway: str, info: SessionInfo) -> dict[str, Any]:
         "labels": dict(info.labels),
         "tls_version": info.tls_version,
         "tls_cipher": info.tls_cipher,
+        "traffic": _traffic(info),
     }
+
+
+def _traffic(info: SessionInfo) -> dict[str, int] | None:
+    """Give what the session has moved, as numbers; None where the gateway does not say."""
+    if not info.HasField("traffic"):
+        return None
+    return {field.name: getattr(info.traffic, field.name) for field in info.traffic.DESCRIPTOR.fields}
+
+
+def _moved(info: SessionInfo) -> str:
+    """Say what the session has moved."""
+    traffic = info.traffic
+    if not traffic.connections_total:
+        return ""
+    words = [
+        f"{_bytes(traffic.bytes_from_producer)} from the producer",
+        f"{_bytes(traffic.bytes_from_consumer)} from the consumer",
+        f"{traffic.connections_open} of {traffic.connections_total} connections open",
+    ]
+    if traffic.bytes_per_s:
+        words.append(f"now {_bytes(traffic.bytes_per_s)}/s")
+    return ", ".join(words)
+
+
+def _bytes(count: int) -> str:
+    """Show a count of bytes for people, in steps of a thousand."""
+    size, unit = float(count), 0
+    while size >= 1000 and unit < len(_UNITS) - 1:
+        size, unit = size / 1000, unit + 1
+    return f"{count} B" if unit == 0 else f"{size:.3g} {_UNITS[unit]}"
 
 
 def _line(gateway: str, info: SessionInfo) -> str:
@@ -135,6 +167,7 @@ def status_command(settings: Settings, uid: Uid) -> None:
 def _details(info: SessionInfo) -> list[tuple[str, str]]:
     details = [
         ("leads to", ", ".join(info.targets)),
+        ("moved", _moved(info)),
         ("because", info.reason),
         ("TLS", f"{info.tls_version} {info.tls_cipher}".strip()),
         ("labels", ", ".join(f"{key}={value}" for key, value in sorted(info.labels.items()))),

@@ -588,6 +588,7 @@ class SessionInfo(_message.Message):
     CONSUMER_FIELD_NUMBER: _builtins.int
     TLS_VERSION_FIELD_NUMBER: _builtins.int
     TLS_CIPHER_FIELD_NUMBER: _builtins.int
+    TRAFFIC_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     role: _builtins.str
     state: _builtins.str
@@ -616,6 +617,10 @@ class SessionInfo(_message.Message):
     def expires_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def traffic(self) -> Global___Traffic:
+        """absent when this gateway does not know, as of a session that ended before it was restarted"""
+
     def __init__(
         self,
         *,
@@ -639,14 +644,66 @@ class SessionInfo(_message.Message):
         consumer: _builtins.str = ...,
         tls_version: _builtins.str = ...,
         tls_cipher: _builtins.str = ...,
+        traffic: Global___Traffic | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at", "traffic", b"traffic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "backend_version", b"backend_version", "consumer", b"consumer", "created_at", b"created_at", "expires_at", b"expires_at", "labels", b"labels", "listeners", b"listeners", "num_conn", b"num_conn", "owner", b"owner", "prod_listeners", b"prod_listeners", "producer", b"producer", "protocol", b"protocol", "rate_bytes_per_s", b"rate_bytes_per_s", "reason", b"reason", "role", b"role", "state", b"state", "targets", b"targets", "tls_cipher", b"tls_cipher", "tls_version", b"tls_version", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "backend_version", b"backend_version", "consumer", b"consumer", "created_at", b"created_at", "expires_at", b"expires_at", "labels", b"labels", "listeners", b"listeners", "num_conn", b"num_conn", "owner", b"owner", "prod_listeners", b"prod_listeners", "producer", b"producer", "protocol", b"protocol", "rate_bytes_per_s", b"rate_bytes_per_s", "reason", b"reason", "role", b"role", "state", b"state", "targets", b"targets", "tls_cipher", b"tls_cipher", "tls_version", b"tls_version", "traffic", b"traffic", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SessionInfo: _TypeAlias = SessionInfo  # noqa: Y015
+
+@_typing.final
+class Traffic(_message.Message):
+    """What a session has moved at this gateway. Bytes are the applications', without TLS."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BYTES_FROM_PRODUCER_FIELD_NUMBER: _builtins.int
+    BYTES_FROM_CONSUMER_FIELD_NUMBER: _builtins.int
+    CONNECTIONS_OPEN_FIELD_NUMBER: _builtins.int
+    CONNECTIONS_TOTAL_FIELD_NUMBER: _builtins.int
+    BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    LAN_RTT_US_FIELD_NUMBER: _builtins.int
+    WAN_RTT_US_FIELD_NUMBER: _builtins.int
+    LAN_RETRANSMITTED_FIELD_NUMBER: _builtins.int
+    WAN_RETRANSMITTED_FIELD_NUMBER: _builtins.int
+    bytes_from_producer: _builtins.int
+    """what the producer's application sent towards the consumer's"""
+    bytes_from_consumer: _builtins.int
+    connections_open: _builtins.int
+    connections_total: _builtins.int
+    """those that have ended among them"""
+    bytes_per_s: _builtins.int
+    """both directions, lately"""
+    lan_rtt_us: _builtins.int
+    """mean of the open connections to the application"""
+    wan_rtt_us: _builtins.int
+    """and of those to the other gateway"""
+    lan_retransmitted: _builtins.int
+    """segments, of the open connections"""
+    wan_retransmitted: _builtins.int
+    def __init__(
+        self,
+        *,
+        bytes_from_producer: _builtins.int = ...,
+        bytes_from_consumer: _builtins.int = ...,
+        connections_open: _builtins.int = ...,
+        connections_total: _builtins.int = ...,
+        bytes_per_s: _builtins.int = ...,
+        lan_rtt_us: _builtins.int = ...,
+        wan_rtt_us: _builtins.int = ...,
+        lan_retransmitted: _builtins.int = ...,
+        wan_retransmitted: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_from_consumer", b"bytes_from_consumer", "bytes_from_producer", b"bytes_from_producer", "bytes_per_s", b"bytes_per_s", "connections_open", b"connections_open", "connections_total", b"connections_total", "lan_retransmitted", b"lan_retransmitted", "lan_rtt_us", b"lan_rtt_us", "wan_retransmitted", b"wan_retransmitted", "wan_rtt_us", b"wan_rtt_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Traffic: _TypeAlias = Traffic  # noqa: Y015
 
 @_typing.final
 class WatchRequest(_message.Message):

@@ -214,6 +214,13 @@ async def test_it_serves_and_says_what_it_negotiated(node: Node, server: DataSer
         assert (status.tls_version, status.tls_cipher) == ("TLSv1.3", "TLS_AES_128_GCM_SHA256")
         assert (status.state, status.backend, status.restarts) == (TunnelState.RUNNING, node.backend, 0)
         assert status.backend_version
+        for _ in range(100):
+            (status,) = await server.list()
+            if status.traffic.open == 0:
+                break
+            await asyncio.sleep(0.05)
+        traffic = status.traffic
+        assert (traffic.from_consumer, traffic.from_producer, traffic.total) == (3 * 4, 3 * 8, 3)
         assert set(processes_in(node.directory)) == set(status.pids)
 
 

@@ -61,6 +61,10 @@ def test_a_sessions_life_is_in_the_log_of_both_gateways_and_no_secret_is(tmp_pat
         assert len(asked["listeners"]) == 2
         assert hello["targets"] == update["targets"] == [str(app.endpoint)]
         assert (end["outcome"], end["reason"]) == ("RELEASED", "released by its user")
+        moved = {"bytes_from_producer": 1000, "bytes_from_consumer": 1000, "connections": 1}
+        assert moved.items() <= end.items()
+        (end_at_consumer,) = shown(consumer, "--uid", opened.uid, "--event", "session.end")
+        assert moved.items() <= end_at_consumer.items()
         (at_consumer,) = shown(consumer, "--uid", opened.uid, "--event", "call.update")
         assert at_consumer["peers"] == [str(each) for each in opened.wan]
 

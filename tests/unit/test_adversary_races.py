@@ -112,7 +112,7 @@ class _Facility:
         assert (await self.update(_GOOD)).state is State.ACTIVE
 
     async def session(self) -> Session:
-        ((session, _),) = await self.gateway.list(_ALICE, _UID)
+        ((session, _, _),) = await self.gateway.list(_ALICE, _UID)
         return session
 
 
@@ -215,7 +215,7 @@ async def test_an_update_while_the_proxy_dies_is_answered_when_it_is_done(facili
     facility.server.gate.clear()
     under_way = asyncio.create_task(facility.update(target))
     await _turns()
-    ((session, _),) = await facility.gateway.list(_ALICE)
+    ((session, _, _),) = await facility.gateway.list(_ALICE)
     facility.server.news.put_nowait(TunnelEvent(session.id, Change.EXITED, "it died"))
     await _turns()
     assert (await facility.session()).state is State.RECOVERING

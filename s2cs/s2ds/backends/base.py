@@ -144,6 +144,9 @@ class Backend(ABC):
     reload: ClassVar[Reload]
     refusal: ClassVar[re.Pattern[str]]  # what it logs when it refuses a new configuration
     session_line: ClassVar[re.Pattern[bytes]]  # what it logs of a TLS session: groups `version` and `cipher`
+    # What it logs of a connection that has ended, with the bytes of the applications: groups `up` (towards the
+    # producer) and `down`, or `to_plain` and `to_tls`.
+    closed_line: ClassVar[re.Pattern[bytes]]
 
     @property
     def config(self) -> str:

@@ -23,6 +23,7 @@ class HAProxy(Backend):
     reload = Reload.REPLACE
     refusal = re.compile(r"\[ALERT\]")
     session_line = re.compile(rb"^session \S+ \S+ (?P<version>TLS\S+) (?P<cipher>\S+) ", re.MULTILINE)
+    closed_line = re.compile(rb"^session .* up=(?P<up>\d+) down=(?P<down>\d+)$", re.MULTILINE)
 
     def inspect(self, program: Path) -> Found:
         """Read the version and the build options."""

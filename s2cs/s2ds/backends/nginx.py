@@ -31,6 +31,7 @@ class Nginx(Backend):
     drain = Signals.SIGQUIT
     reload = Reload.SIGNAL
     refusal = re.compile(r"\[emerg\]")
+    closed_line = re.compile(rb" session \S+ 200 .* sent=(?P<down>\d+) received=(?P<up>\d+) ")
     session_line = re.compile(rb" session \S+ \S+ (?P<version>TLS\S+) (?P<cipher>\S+) ")
 
     def inspect(self, program: Path) -> Found:

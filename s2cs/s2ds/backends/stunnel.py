@@ -29,6 +29,11 @@ class Stunnel(Backend):
     drain = Signals.SIGTERM
     reload = Reload.SIGNAL
     refusal = re.compile(r"Failed to (reload|bind)|Configuration failed")
+    # One that was reset before it carried anything was no connection of the session.
+    closed_line = re.compile(
+        rb"Connection (?:closed|reset(?!: 0 byte\(s\) sent to TLS, 0 )): "
+        rb"(?P<to_tls>\d+) byte\(s\) sent to TLS, (?P<to_plain>\d+) byte"
+    )
     session_line = re.compile(rb"\]: (?P<version>TLSv1\S*) ciphersuite: (?P<cipher>\S+)")
 
     def inspect(self, program: Path) -> Found:

@@ -1,0 +1,120 @@
+"""What a tunnel has moved: the proxies' lines, the kernel's counters, and what is known when a proxy dies."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from s2cs.s2ds.backends import BACKENDS
+from s2cs.s2ds.logs import SessionLog
+from s2cs.s2ds.meter import Ledger, Live, Look, Meter, Moved
+from s2cs.s2ds.sockdiag import connections
+from scistream.vocabulary import Role
+
+_NGINX = (
+    "2026-05-01T12:00:00+00:00 session 192.0.2.1:4000 {status} TLSv1.3 TLS_AES_128_GCM_SHA256 "
+    "sent=70 received=30 seconds=0.1\n"
+)
+_LINES = {
+    "nginx": _NGINX.format(status=200) + _NGINX.format(status=400),
+    "haproxy": "session 192.0.2.1:4000 127.0.0.1:5000 TLSv1.3 TLS_AES_128_GCM_SHA256 -- up=30 down=70\n"
+    "other up=1 down=1\n",
+    "stunnel": "2026.05.01 12:00:00 LOG5[0]: Connection closed: 70 byte(s) sent to TLS, 30 byte(s) sent to socket\n"
+    "2026.05.01 12:00:00 LOG5[1]: Connection reset: 0 byte(s) sent to TLS, 0 byte(s) sent to socket\n",
+}
+
+
+@pytest.mark.parametrize("name", _LINES)
+def test_a_connection_that_ended_is_counted_once_whoever_reads(tmp_path: Path, name: str) -> None:
+    file, keep = tmp_path / "proxy-1.log", tmp_path / "traffic.json"
+    text = _LINES[name]
+    file.write_text(text[:40])
+    ledger = Ledger(keep)
+    log = SessionLog(file, BACKENDS[name], Role.PROD, ledger)
+    log.read()
+    assert ledger.closed == Moved()
+    file.write_text(text)
+    log.read()
+    log.read()
+    assert ledger.closed == Moved(30, 70, 1)
+    ledger.save()
+    with file.open("a") as more:
+        more.write(text)
+    again = Ledger(keep)
+    SessionLog(file, BACKENDS[name], Role.PROD, again).end()
+    assert again.closed == Moved(60, 140, 2)
+    assert Ledger(keep).closed == again.closed
+    assert keep.stat().st_mode & 0o777 == 0o600
+
+
+def test_stunnels_sides_are_the_other_way_round_at_the_consumers_gateway(tmp_path: Path) -> None:
+    file, ledger = tmp_path / "proxy-1.log", Ledger(tmp_path / "traffic.json")
+    file.write_text(_LINES["stunnel"])
+    SessionLog(file, BACKENDS["stunnel"], Role.CONS, ledger).read()
+    assert ledger.closed == Moved(70, 30, 1)
+
+
+def test_a_log_that_was_emptied_is_read_on(tmp_path: Path) -> None:
+    file, ledger = tmp_path / "proxy-1.log", Ledger(tmp_path / "traffic.json")
+    log = SessionLog(file, BACKENDS["haproxy"], Role.PROD, ledger)
+    file.write_text(_LINES["haproxy"] * 3)
+    log.read()
+    file.write_bytes(b"\0" * 200_000 + _LINES["haproxy"].encode())  # a hole, and a line after it
+    log.read()
+    file.write_text(_LINES["haproxy"])  # from the beginning again
+    log.read()
+    assert ledger.closed.connections == 5
+
+
+def test_a_ledger_that_is_damaged_begins_anew(tmp_path: Path) -> None:
+    for text in ("", "{}", '{"closed": 1}', '{"closed": {"up": 1, "x": 2}, "offsets": {}, "tls": []}'):
+        (tmp_path / "traffic.json").write_text(text)
+        assert Ledger(tmp_path / "traffic.json").closed == Moved()
+
+
+def test_open_and_closed_connections_are_never_counted_twice_nor_forgotten(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "traffic.json")
+    meter = Meter(ledger)
+    meter.take(Look(1.0, ledger.closed), {1: Live(up=100, down=1000, open=2)})
+    assert (meter.traffic.from_consumer, meter.traffic.from_producer, meter.traffic.total) == (100, 1000, 2)
+    ledger.closed += Moved(60, 700, 1)  # one of them ended, by the proxy's record
+    assert (meter.traffic.from_consumer, meter.traffic.from_producer) == (100, 1000)
+    assert (meter.traffic.open, meter.traffic.total) == (1, 2)
+    meter.take(Look(2.0, ledger.closed), {1: Live(up=50, down=400, open=1)})
+    assert (meter.traffic.from_consumer, meter.traffic.from_producer, meter.traffic.total) == (110, 1100, 2)
+    meter.take(Look(2.1, ledger.closed), {})  # it has just ended
+    meter.lose(1)  # killed, without a word
+    assert ledger.closed == Moved(110, 1100, 2)
+    assert meter.traffic.open == 0
+    meter.lose(1)
+    meter.take(Look(3.0, ledger.closed), {2: Live(up=5, down=5, open=1)})
+    ledger.closed += Moved(6, 7, 1)
+    meter.lose(2)  # it had written its record
+    assert ledger.closed == Moved(116, 1107, 3)
+    meter.take(Look(4.0, Moved()), {2: Live(up=9, down=9, open=1)})  # a look that began before
+    assert meter.traffic.from_consumer == 116
+
+
+def test_the_kernel_counts_payload_only() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        accepted, _ = server.accept()
+        with accepted:
+            inodes = {sock.fileno(): _inode(sock) for sock in (client, accepted)}
+            client.sendall(b"x" * 1000)
+            accepted.sendall(b"y" * 300)
+            client.shutdown(socket.SHUT_WR)
+            time.sleep(0.05)
+            found = {each.inode: each for each in connections(inodes.values())}
+            one, other = found[inodes[client.fileno()]], found[inodes[accepted.fileno()]]
+            assert (one.sent, one.received) == (1000, 300)
+            assert (other.sent, other.received) == (300, 1000)
+            assert other.port == server.getsockname()[1]
+    assert not list(connections(()))
+
+
+def _inode(sock: socket.socket) -> int:
+    return os.fstat(sock.fileno()).st_ino
