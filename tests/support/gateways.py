@@ -33,6 +33,7 @@ class GatewayProcess:
     ports: int
     environ: dict[str, str]
     process: subprocess.Popen[bytes] = field(init=False)
+    wrapper: list[str] = field(default_factory=list)  # a command that runs another one
 
     @property
     def ca(self) -> bytes:
@@ -104,7 +105,7 @@ class GatewayProcess:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        command = [*_S2CS, "serve", "--config", str(self.config)]
+        command = [*self.wrapper, *_S2CS, "serve", "--config", str(self.config)]
         with (self.directory / "serve.log").open("ab") as log:
             self.process = subprocess.Popen(command, stderr=log, env=os.environ | _TIDY | self.environ)
         _wait_until_serving(self)
