@@ -42,6 +42,12 @@ def configure(form: Format, verbose: bool, stream: TextIO | None = None) -> None
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
     for chatty in ("uvicorn", "httpx", "httpcore", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_no_metadata)
+
+
+def _no_metadata(record: logging.LogRecord) -> bool:
+    """Drop what gRPC says of metadata that are not UTF-8: it quotes them, tokens too, at whatever length and rate."""
+    return not str(record.msg).startswith("Invalid encoding on")
 
 
 class JsonLines(logging.Formatter):

@@ -32,7 +32,7 @@ from tests.support.gateways import Client
 from tests.support.sessions import in_an_hour
 from tests.support.siege import APPLICATIONS, Siege, usable
 
-EXAMPLES = int(os.environ.get("SCISTREAM_TEST_EXAMPLES", "60"))  # of each backend, with real proxies
+EXAMPLES = int(os.environ.get("SCISTREAM_TEST_EXAMPLES", "30"))  # of each backend, with real proxies
 _VALID = [
     "",
     "u",
