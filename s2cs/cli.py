@@ -18,6 +18,7 @@ from s2cs.audit.acts import Recorded
 from s2cs.commands.audit import audit
 from s2cs.commands.common import CONTEXT, config_option, load, opened
 from s2cs.commands.doctor import doctor
+from s2cs.commands.policy import policy
 from s2cs.commands.sessions import sessions
 from s2cs.commands.users import user
 from scistream.errors import DeadlineExceeded, ScistreamError, Unavailable
@@ -152,6 +153,10 @@ def reload(file: Path | None) -> None:
     click.echo("reloaded", err=True)
     if outcome["restart"]:
         click.echo(f"these wait for a restart: {', '.join(outcome['restart'])}", err=True)
+    for session in outcome.get("forbidden", ()):
+        click.echo(f"no longer allowed, and kept until its lease ends: session {session}", err=True)
+    if outcome.get("forbidden"):
+        click.echo("end one at once with: s2cs sessions kill UID", err=True)
 
 
 @cli.command(cls=Recorded, context_settings=CONTEXT, epilog="Example: s2cs drain --config gateway/s2cs.toml")
@@ -170,6 +175,7 @@ def drain(file: Path | None, off: bool) -> None:
 
 cli.add_command(audit)
 cli.add_command(sessions)
+cli.add_command(policy)
 cli.add_command(user)
 cli.add_command(doctor)
 

@@ -128,6 +128,12 @@ class Gateway:
         return [live.session for live in self._sessions.running]
 
     @property
+    def objections(self) -> list[str]:
+        """The running sessions that the settings would not allow any more, each with its owner and what forbids it."""
+        found = [(s, objection(self.settings, s.owner, s)) for s in self.running]
+        return [f"{s.uid} of {s.owner.name} ({decision.rule})" for s, decision in found if decision is not None]
+
+    @property
     def unsaved(self) -> int:
         """How many sessions' last change the store could not take yet."""
         return self._sessions.unsaved

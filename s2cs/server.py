@@ -116,8 +116,13 @@ class _Running:
         await self._authenticator.adopt(methods)
         self._data_server.configure(local_config(settings))
         log.info("settings and certificate reloaded")
+        forbidden = self._gateway.objections
+        if forbidden:
+            log.warning("no longer allowed, and kept until their leases end: %s", ", ".join(forbidden))
         self._audit.write("gateway.reload", decision="allowed", waiting=waiting, **fingerprint(file))
-        self._store.note(RELOADED, json.dumps({"at": time.time(), "fault": "", "restart": waiting}))
+        self._store.note(
+            RELOADED, json.dumps({"at": time.time(), "fault": "", "restart": waiting, "forbidden": forbidden})
+        )
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from s2cs.policy.addresses import Address, own_addresses, plain
 from s2cs.policy.decision import Forward, Lease, decide
 from s2cs.settings import Settings
-from scistream.errors import InvalidArgument, ResourceExhausted
+from scistream.errors import InvalidArgument
 from scistream.machine import Owner, Proof, Request, Session
 from scistream.vocabulary import Endpoint, Role, shown
 from scistream.x509 import Certificate, Credentials
@@ -27,15 +27,9 @@ def check_request(settings: Settings, user: Owner, request: Request) -> None:
     Raises:
         InvalidArgument: a value that could never be right.
         PermissionDenied: what this user may not have; the producer's address is outside of the networks for it.
-        ResourceExhausted: more connections than one session gets.
     """
-    most = settings.limits.num_conn
     if not 1 <= request.num_conn <= 65535:
         raise InvalidArgument(f"num_conn {request.num_conn} is not in 1-65535")
-    if request.num_conn > most:
-        raise ResourceExhausted(
-            f"num_conn {request.num_conn} is more than a session gets at this gateway ({most}); ask for less"
-        )
     decide(settings, user, Lease(request.lease_s)).require()
     if request.protocol != "tcp":
         raise InvalidArgument(f"protocol {shown(request.protocol)} is not served here; use tcp")

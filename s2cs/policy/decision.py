@@ -160,6 +160,9 @@ def _longest(settings: Settings, user: Owner) -> tuple[int, Place]:
 
 def _opening(settings: Settings, user: Owner, asked: Open) -> Decision:
     number, rule = rule_of(settings.policy, user)
+    if asked.num_conn > (most := settings.limits.num_conn):
+        sentence = f"num_conn {asked.num_conn} is more than a session gets at this gateway ({most}); ask for less"
+        return Decision(False, sentence, Place("limits", "num_conn"), ResourceExhausted)
     if rule is not None:
         for key, refusal, error in _over(rule, asked):
             return Decision(False, refusal, Place("policy.rules", key, number), error)

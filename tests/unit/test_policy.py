@@ -80,7 +80,8 @@ def forward(text: str, role: Role = Role.PROD, **more: Any) -> Forward:
         (CAROL, Open(1, Rate.parse("1Gb/s"), backend="auto"), True, "[[policy.rules]] 2"),
         (CAROL, Open(1, Rate(1), used=Use(1, 1, Rate(1))), False, "[[policy.rules]] 2 sessions"),
         (ALICE, Open(1, lease_s=86400), False, "[[policy.rules]] 1 max_lease"),
-        (DAVE, Open(4096, used=Use(999, 9999)), True, "[policy]"),  # the whole gateway's limits are admission's
+        (DAVE, Open(129), False, "[limits] num_conn"),
+        (DAVE, Open(128, used=Use(999, 9999)), True, "[policy]"),  # the whole gateway's limits are admission's
     ],
 )
 def test_decisions(user: Owner, action: Action, allowed: bool, rule: str) -> None:
