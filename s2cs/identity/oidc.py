@@ -155,7 +155,7 @@ class JwtMethod:
             PermissionDenied: it is good, but not for this.
             Unavailable: its issuer cannot be asked.
         """
-        return caller_of(self.settings, await self._claims(token))
+        return caller_of(self.settings, await self._claims(token), self.settings.leeway)
 
     async def _claims(self, token: str) -> dict[str, Any]:
         settings = self.settings

@@ -36,8 +36,13 @@ def rank(method: Names, who: str) -> Rank:
     return Rank.ADMIN if who in method.admins else Rank.OPERATOR if who in method.operators else Rank.USER
 
 
-def caller_of(method: Issuer, claims: Mapping[str, Any]) -> Caller:
+def caller_of(method: Issuer, claims: Mapping[str, Any], leeway: float = 0) -> Caller:
     """Make the caller that a token's claims speak of, when the token itself is good.
+
+    Args:
+        method: whose token it is.
+        claims: what it says.
+        leeway: seconds that it is good for after its end.
 
     Raises:
         Unauthenticated: a claim is missing, or cannot be used.
@@ -63,7 +68,7 @@ def caller_of(method: Issuer, claims: Mapping[str, Any]) -> Caller:
         frozenset(f"{method.name}:{group}" for group in sorted(groups)[:_MOST_GROUPS] if _WHO.fullmatch(group)),
         scopes,
         method.kind,
-        _end(claims.get("exp")),
+        _end(claims.get("exp"), leeway),
     )
 
 
@@ -92,5 +97,5 @@ def _scopes(method: Issuer, granted: frozenset[str], role: Rank) -> frozenset[st
     return scopes
 
 
-def _end(claim: object) -> float:
-    return float(claim) if isinstance(claim, (int, float)) else inf
+def _end(claim: object, leeway: float) -> float:
+    return float(claim) + leeway if isinstance(claim, (int, float)) else inf

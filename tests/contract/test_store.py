@@ -18,7 +18,7 @@ import pytest
 
 from s2cs.store import MIGRATIONS, SqliteStore, Store
 from s2cs.users import SCOPES, Rank, Token, User
-from scistream.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
+from scistream.errors import AlreadyExists, FailedPrecondition, NotFound, PermissionDenied, ResourceExhausted
 from scistream.machine import Owner, Proof, Request, Session, State, Waits
 from scistream.vocabulary import Endpoint, Rate, Role, Uid
 
@@ -151,6 +151,41 @@ def test_users(opened: Opener, store: Store) -> None:
     found = store.users.by_token(b"b" * 32)
     assert found is not None
     assert found[0].id != bob.id
+    again.close()
+
+
+def test_outsiders(opened: Opener, store: Store) -> None:
+    ada = store.users.meet(User("oidc:lab:1", "lab:ada", groups=frozenset(["lab:b7"])))
+    assert (ada.outsider, ada.created_at > 0) == (True, True)
+    store.users.change(replace(ada, disabled=True))
+    married = store.users.meet(User("oidc:lab:1", "lab:countess", Rank.OPERATOR))
+    assert (married.disabled, married.rank, married.created_at) == (True, Rank.OPERATOR, ada.created_at)
+    with pytest.raises(NotFound):
+        store.users.by_name("lab:ada")
+    store.users.meet(User("oidc:lab:2", "lab:ada"))
+    with pytest.raises(PermissionDenied, match="s2cs user remove lab:ada"):
+        store.users.meet(User("oidc:lab:3", "lab:ada"))
+    store.users.remove("lab:ada")
+    assert store.users.meet(User("oidc:lab:3", "lab:ada")).id == "oidc:lab:3"
+    with pytest.raises(NotFound):
+        store.users.change(User("oidc:lab:9", "lab:nobody"))
+
+
+def test_tokens(opened: Opener, store: Store) -> None:
+    bob, first, second = User.new("bob"), Token.new(b"1" * 32), Token.new(b"2" * 32, ["read"], 5e9)
+    store.users.add(bob, first)
+    store.users.add_token(bob.id, second)
+    store.users.end_token(first.id, 6e9)
+    store.users.end_token(second.id, 6e9)
+    store.users.note_uses({first.id: 100.0, bob.id: 100.0, "gone": 1.0})
+    store.users.note_uses({first.id: 50.0})
+    again = opened()
+    assert again.users.tokens(bob.id) == [replace(first, expires_at=6e9, used_at=100.0), second]
+    assert again.users.by_name("bob").used_at == 100.0
+    again.users.end_token(first.id)
+    assert store.users.by_token(first.sha256) is None
+    again.users.remove("bob")
+    assert store.users.by_token(second.sha256) is None
     again.close()
 
 

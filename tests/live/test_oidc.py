@@ -221,6 +221,7 @@ class TestJwt:
         site.believe()
 
     def test_a_watch_ends_with_the_token(self, site: Site) -> None:
+        site.believe("leeway = 0")
         site.issuer.set(accessTokenTtl=3)
         token = site.issuer.token("ada", resource=AUDIENCE)
         site.issuer.set(accessTokenTtl=3600)
@@ -232,6 +233,7 @@ class TestJwt:
             assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
         with site.gateway.client() as admin:
             admin.release(pb.Release(uid="watched"))
+        site.believe()
 
     def test_scopes(self, site: Site) -> None:
         only_read = site.issuer.token("ada", scope="read", resource=AUDIENCE)
@@ -255,6 +257,14 @@ class TestJwt:
         site.believe("username_claim = 'preferred_username'")
         status, words = site.refusal(site.issuer.token("odd", resource=AUDIENCE))
         assert (status, "names here are" in words) == ("UNAUTHENTICATED", True)
+        site.believe()
+
+    def test_settings_that_cannot_be_used_leave_the_old_in_force(self, site: Site) -> None:
+        token = site.issuer.token("ada", resource=AUDIENCE)
+        with pytest.raises(subprocess.CalledProcessError) as caught:
+            site.believe("ca = 'none.crt'")
+        assert "none.crt cannot be used" in caught.value.stderr
+        assert site.whoami(token).user == "lab:ada"
         site.believe()
 
     def test_an_outsider_is_disabled_and_enabled(self, site: Site) -> None:
