@@ -40,6 +40,8 @@ def sessions(context: click.Context, file: Path | None, everything: bool, as_jso
     """Show the sessions of this gateway, and end them. Alone it does what `list` does."""
     if context.invoked_subcommand is None:
         _show(file, everything, as_json)
+    elif file or everything or as_json:
+        raise click.UsageError(f"write the options after {context.invoked_subcommand}")
 
 
 @sessions.command("list", context_settings=CONTEXT, epilog="Example: s2cs sessions list --json")

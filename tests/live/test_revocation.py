@@ -264,6 +264,12 @@ def test_others_sessions_by_rank(facilities: Facilities) -> None:
         assert (seen.state, seen.reason) == ("RELEASED", "released by operator olga")
 
 
+def test_options_of_the_group_are_not_lost_on_its_way_to_a_command(facilities: Facilities) -> None:
+    command = [sys.executable, "-m", "s2cs", "sessions", "--config", "x.toml", "kill", "scan-7"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, "write the options after kill" in done.stderr) == (2, True)
+
+
 def test_sessions_alone_lists(facilities: Facilities) -> None:
     running = facilities.gateways["producer"]
     with facilities.clients() as (alice, _):
