@@ -196,6 +196,7 @@ def local_config(settings: Settings) -> LocalConfig:
         launcher=s2ds.launcher,
         programs={str(name): path for name, path in s2ds.programs.items()},
         buffer_bytes=s2ds.buffer_bytes,
+        in_flight=round(network.bandwidth.bytes_per_s * network.rtt),
         ciphers=tuple(s2ds.ciphers),
         grace_s=s2ds.grace,
         start_timeout_s=s2ds.start_timeout,

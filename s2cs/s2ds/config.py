@@ -71,6 +71,7 @@ class LocalConfig:
     launcher: str = "process"
     programs: Mapping[str, Path] = field(default_factory=dict)  # by backend; the others are looked for
     buffer_bytes: int = 256 * 1024
+    in_flight: int = 0  # bytes on the way when the WAN is full; 0 where nobody has said
     ciphers: tuple[str, ...] = ()  # TLS 1.3 suites in order; empty: what suits this CPU
     grace_s: float = 1.0  # from the polite stop to KILL
     start_timeout_s: float = 10.0

@@ -102,11 +102,12 @@ class Listeners:
             bound.append(taken)
         self.sockets = tuple(bound)
 
-    def listen(self, pace: int = 0) -> None:
-        """Accept into the backlog from now on. What is accepted inherits keepalive, no-delay and the pace.
+    def listen(self, pace: int = 0, send_buffer: int = 0) -> None:
+        """Accept into the backlog from now on. What is accepted inherits all that is set here.
 
         Args:
             pace: how fast each connection may send, in bytes per second; 0 is no limit.
+            send_buffer: what to ask for with SO_SNDBUF; 0 lets the kernel find its size.
 
         Raises:
             Unavailable: another program has one of the ports.
@@ -125,6 +126,8 @@ class Listeners:
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE.count)
                 if pace:
                     set_pace(each, pace)
+                if send_buffer:
+                    each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
                 each.listen(_BACKLOG)
         except OSError as error:
             taken = ", ".join(map(str, self.bound))

@@ -14,6 +14,7 @@ from signal import Signals
 
 from s2cs.s2ds import procfs
 from s2cs.s2ds.backends.base import Backend, Found, Plan, Reload
+from s2cs.s2ds.buffers import send_buffer
 from s2cs.s2ds.config import LocalConfig
 from s2cs.s2ds.contract import Bridge, Change, Traffic, TunnelEvent, TunnelState, TunnelStatus
 from s2cs.s2ds.generations import Generations
@@ -25,6 +26,7 @@ from s2cs.s2ds.ports import Listeners
 from s2cs.s2ds.proxy import Proxy, clear, handles, log_of, until_released, until_serving
 from s2cs.s2ds.record import Record
 from scistream.errors import FailedPrecondition, InvalidArgument, ScistreamError, Unavailable
+from scistream.vocabulary import Role
 
 _LAST_LOOKS_S = 0.2  # between looks at the kernel's counters while a tunnel is stopped
 
@@ -280,7 +282,8 @@ class Tunnel:
 
     async def _launch(self) -> Proxy:
         """Start the proxy on the sockets, with the files in force; return when it serves, or leave nothing."""
-        self.listeners.listen(self.spec.pace)
+        to_the_wan = self.spec.role is Role.PROD  # data comes from the producer
+        self.listeners.listen(self.spec.pace, send_buffer(self._config.in_flight) if to_the_wan else 0)
         self._launched += 1
         command = self.backend.command(self._found.program, self._files.config)
         proxy = self._run(command, f"proxy-{self._launched}")

@@ -21,8 +21,8 @@ import pytest
 
 import s2cs.s2ds.backends
 import s2cs.s2ds.launchers
+from s2cs.s2ds import buffers, logs, procfs
 from s2cs.s2ds import local as local_module
-from s2cs.s2ds import logs, procfs
 from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.backends.base import Backend
 from s2cs.s2ds.config import Interface, LocalConfig
@@ -45,6 +45,7 @@ from tests.support.tunnels import (
     listening,
     local,
     processes_in,
+    tcp_sockets,
 )
 
 NOBODY = Endpoint("127.0.0.1", 9)
@@ -415,3 +416,50 @@ async def test_strangers_who_knock_do_not_fill_the_disk(
             written = max(written, *(path.stat().st_blocks * 512 for path in (tmp_path / "x").glob("*.log")))
         assert 0 < written < 100_000
         assert (await server.list())[0].state is TunnelState.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("in_flight", "grown", "asked", "expected"),
+    [
+        (0, 4_000_000, 4_000_000, 0),  # nobody has said
+        (2_000_000, 4_000_000, 4_000_000, 0),  # growing gives it
+        (3_000_000, 4_000_000, 4_000_000, 3_000_000),
+        (9_000_000, 4_000_000, 4_000_000, 4_000_000),  # not enough, and more than growing gives
+        (9_000_000, 4_000_000, 212_992, 0),  # less than growing gives
+        (9_000_000, 64_000_000, 64_000_000, 0),
+    ],
+)
+def test_a_send_buffer_is_asked_for_where_that_gives_more(
+    in_flight: int, grown: int, asked: int, expected: int
+) -> None:
+    assert buffers.to_ask_for(in_flight, grown, asked) == expected
+
+
+async def test_connections_to_the_wan_have_the_buffers_that_their_way_needs(
+    kind: Flavour, tmp_path: Path, range_: PortRange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a host whose kernel lets them grow to 64 kB and lets programs ask for more."""
+    for name, text in (("ipv4/tcp_wmem", "4096 16384 65536"), ("core/wmem_max", "90000")):
+        (tmp_path / "net" / name).parent.mkdir(parents=True)
+        (tmp_path / "net" / name).write_text(text)
+    monkeypatch.setattr(buffers, "_SYSCTL", tmp_path / "net")
+    session = Session()
+    settings = config(tmp_path / "s", range_, kind, in_flight=80_000)
+    async with local(settings) as server, application(answering(b"app")) as target:
+        for role in Role:
+            spec = session.spec(role)
+            reserved = await server.reserve(spec)
+            await server.start(spec.id, session.bridge(reserved, role, target))
+            (status,) = await server.list(spec.id)
+            sizes = {each.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) for each in tcp_sockets(status.pids)}
+            assert (sizes == {160_000}) == (role is Role.PROD)
+            if role is Role.PROD:
+                async with calling(reserved.listeners[0], session) as caller:
+                    assert await caller.ask(b"1") == b"app 1"
+                    accepted = [
+                        each.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+                        for each in tcp_sockets(status.pids)
+                        if each.getsockname()[1] == reserved.listeners[0].port
+                    ]
+                    assert len(accepted) > 1
+                    assert set(accepted) == {160_000}
