@@ -81,7 +81,7 @@ class Gateway:
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
             raise InvalidArgument(f"gateway {self.name}: a client certificate and its key go together; give both")
-        if not re.fullmatch(r"[\x21-\x7e]{0,4096}", self.token):
+        if not re.fullmatch(r"[\x21-\x7e]{0,12288}", self.token):
             raise InvalidArgument(
                 f"the token for gateway {self.name} is not one line of printable characters; copy it again"
             )

@@ -50,8 +50,7 @@ class Landing:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._server.close()
-        await self._server.wait_closed()
+        self._server.close()  # a browser may hold connections that it opened just in case: they are not waited for
 
     @property
     def redirect_uri(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
@@ -12,6 +13,8 @@ from scistream.vocabulary import printable, shown
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _OF_NOBODY = {"openid", "offline_access", "profile", "email"}  # scopes that no gateway goes by
+_TOKEN = re.compile(r"[\x21-\x7e]{1,12288}")  # a gateway takes 16 kB of metadata
+_LATEST = 2.0**35  # seconds: the year 3058
 _MARGIN_S = 60.0  # a token is renewed so long before its end, or at four fifths of a short life
 
 
@@ -89,6 +92,12 @@ class Grant:
     client_id: str = ""
     scopes: tuple[str, ...] = ()
     audience: str = ""
+
+    def __post_init__(self) -> None:
+        if not _TOKEN.fullmatch(self.access_token) or (self.refresh_token and not _TOKEN.fullmatch(self.refresh_token)):
+            raise InvalidArgument("a token is not one line of printable characters, or is too long for a gateway")
+        if not all(0 <= at <= _LATEST for at in (self.obtained_at, self.expires_at or 0.0)):
+            raise InvalidArgument("a token is good until a time that no clock shows")
 
     @property
     def terms(self) -> Terms:

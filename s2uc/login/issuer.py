@@ -17,6 +17,7 @@ from s2uc.login.grant import Grant, Terms, check_url
 from scistream.errors import (
     DeadlineExceeded,
     FailedPrecondition,
+    InvalidArgument,
     PermissionDenied,
     ScistreamError,
     Unauthenticated,
@@ -169,16 +170,11 @@ class Issuer:
         except (TypeError, ValueError):
             expires_at = None
         refresh = said.get("refresh_token")
-        return Grant(
-            token,
-            refresh if isinstance(refresh, str) else "",
-            now,
-            expires_at,
-            terms.issuer,
-            terms.client_id,
-            terms.scopes,
-            terms.audience,
-        )
+        refresh = refresh if isinstance(refresh, str) else ""
+        try:
+            return Grant(token, refresh, now, expires_at, terms.issuer, terms.client_id, terms.scopes, terms.audience)
+        except InvalidArgument as error:
+            raise Unavailable(f"issuer {self.url}: {error}") from None
 
     async def revoke(self, grant: Grant) -> bool:
         """Make tokens worthless, the refresh token first; False where the issuer has no means for that.

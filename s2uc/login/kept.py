@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from s2uc.login.grant import Grant
 from s2uc.login.issuer import Issuer, refusal
-from s2uc.login.vault import locked, vault
+from s2uc.login.vault import Vault, locked, vault
 from scistream.errors import ScistreamError, Unauthenticated
 
 
@@ -41,19 +43,8 @@ class Kept:
         """
         grant = self._grant
         if grant is None or not grant.fresh() or grant.access_token == rejected:
-            grant = self._grant = await self._uninterrupted(rejected)
+            grant = self._grant = await self._renewed(rejected)
         return grant.access_token
-
-    async def _uninterrupted(self, rejected: str) -> Grant:
-        # A renewal that is cut off after the issuer has answered loses the login: it comes to its end first.
-        task = asyncio.create_task(self._renewed(rejected))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait({task})
-            if not task.cancelled():
-                task.exception()
-            raise
 
     async def _renewed(self, rejected: str) -> Grant:
         kept = await asyncio.to_thread(vault, self._directory, self._name, self._store)
@@ -67,7 +58,7 @@ class Kept:
             if grant.fresh() and grant.access_token != rejected:
                 return grant
             try:
-                renewed = await renew(grant)
+                return await _to_its_end(_renew(grant, kept))
             except Unauthenticated:  # the issuer knows the login no more
                 await asyncio.to_thread(kept.save, replace(grant, refresh_token=""))
                 return self._last(grant, rejected)
@@ -75,8 +66,6 @@ class Kept:
                 if grant.good() and grant.access_token != rejected:
                     return grant
                 raise
-            await asyncio.to_thread(kept.save, renewed)
-            return renewed
 
     def _existing(self, grant: Grant | None) -> Grant:
         if grant is None:
@@ -89,6 +78,24 @@ class Kept:
             return grant
         ended = "" if grant.expires_at is None else f" at {datetime.fromtimestamp(grant.expires_at, UTC):%F %T} UTC"
         raise Unauthenticated(f"your login at gateway {self._name} has ended{ended}; run: s2uc login {self._name}")
+
+
+async def _renew(grant: Grant, kept: Vault) -> Grant:
+    renewed = await renew(grant)
+    await asyncio.to_thread(kept.save, renewed)
+    return renewed
+
+
+async def _to_its_end(work: Coroutine[Any, Any, Grant]) -> Grant:
+    """Do what must not be cut off: between an issuer's answer and the file, the only good tokens are in memory."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()
+        raise
 
 
 async def renew(grant: Grant) -> Grant:

@@ -20,6 +20,7 @@ import pytest
 from s2uc.login.browser import by_browser
 from s2uc.login.device import by_device
 from s2uc.login.grant import Grant, Terms
+from s2uc.login.idtoken import check_id_token
 from s2uc.login.issuer import Issuer
 from s2uc.login.kept import Kept
 from s2uc.login.prompt import Prompt, has_browser
@@ -170,6 +171,21 @@ async def test_nobody_comes(issuer: Provider) -> None:
 async def test_a_client_that_the_issuer_does_not_know(issuer: Provider) -> None:
     with pytest.raises(PermissionDenied, match="check the client id"):
         await on_device(issuer, lambda prompt: None, client_id="nobody")
+
+
+async def test_an_id_token_is_of_this_login_for_us_and_whole(issuer: Provider) -> None:
+    token = issuer.tokens("ada")["id_token"]  # of another login, which has no nonce
+    head, body, signature = token.split(".")
+    async with Issuer(issuer.issuer) as found:
+        for bad, who, sentence in [
+            (token, "s2uc", "of another login"),
+            (token, "gateway", "does not hold"),
+            (f"{head}.{body}.{signature[::-1]}", "s2uc", "does not hold"),
+            (f"{head}.{body}.", "s2uc", "does not hold"),
+            ("x", "s2uc", "does not hold"),
+        ]:
+            with pytest.raises(Unavailable, match=sentence):
+                await check_id_token(found, terms(issuer, client_id=who), bad, "nonce")
 
 
 # On a device

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from s2cs.settings import Settings, load
 from s2uc.config import KnownGateway, SessionRecord, UserConfig
 from s2uc.keys import AppKey, read_key
+from s2uc.login.grant import Grant
+from s2uc.login.vault import FileVault
 from s2uc.side import Terms
 from s2uc.ticket import Ticket
 from scistream.errors import ScistreamError
@@ -80,6 +82,13 @@ def _use_ticket(path: Path) -> None:
     ticket.ca.issue(PrivateKey.generate().csr(_UID, Role.CONS), Role.CONS)
 
 
+def _use_login(login: FileVault) -> None:
+    grant = login.load()
+    assert grant
+    assert not grant.fresh() or grant.good()
+    assert grant.terms.form()
+
+
 def _files(directory: Path) -> dict[str, tuple[Path, Callable[[Path], object]]]:
     """Each kind of file that s2uc reads, a good one, and what reads it."""
     config = UserConfig(directory)
@@ -89,19 +98,23 @@ def _files(directory: Path) -> dict[str, tuple[Path, Callable[[Path], object]]]:
     AppKey(_UID, Role.CONS, gateway.with_token("key")).save(directory / "key")
     Ticket(_UID, 1, Rate(), "aps", (Endpoint("127.0.0.1", 9),), _SOON, _CA).save(directory / "ticket")
 
+    login = FileVault(directory, "aps")
+    login.save(Grant("access", "refresh", 1.0, 2.0, "https://issuer.example", "s2uc", ("openid",), "urn:aps"))
+
     def find(path: Path) -> None:
         config.find_session(_UID)
         config.save_session(SessionRecord(Uid("other"), {}))
 
     return {
         "gateway": (directory / "gateways" / "aps.json", lambda path: [known.live() for known in config.gateways()]),
+        "login": (directory / "logins" / "aps.json", lambda path: _use_login(login)),
         "session": (directory / "sessions" / f"{_UID}.json", find),
         "key": (directory / "key", lambda path: read_key(path, _UID, Role.CONS)),
         "ticket": (directory / "ticket", _use_ticket),
     }
 
 
-@pytest.mark.parametrize("kind", ["gateway", "session", "key", "ticket"])
+@pytest.mark.parametrize("kind", ["gateway", "login", "session", "key", "ticket"])
 def test_files_of_the_user(tmp_path: Path, kind: str) -> None:
     path, read = _files(tmp_path)[kind]
     good = json.loads(path.read_text())
