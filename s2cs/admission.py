@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Iterable
 from pathlib import Path
@@ -68,7 +69,7 @@ def _descriptors_left() -> int:
     if limit == resource.RLIM_INFINITY:
         return 2**31
     try:
-        return limit - sum(1 for _ in Path("/proc/self/fd").iterdir())
+        return limit - len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - thousands of names
     except OSError:  # not even one for looking
         return 0
 
