@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,19 +116,19 @@ class User:
             raise RuntimeError(f"s2uc {arguments[0]} failed: {done.stderr.strip()}")
         return done.stdout
 
-    def request(self, target: Address, streams: int, backend: str = "") -> dict[str, Any]:
+    def request(self, targets: Sequence[Address], streams: int, backend: str = "") -> dict[str, Any]:
         """Open a session; what `request --json` prints."""
         more = ["--backend", backend] if backend else []
-        listener = ["--prod-listeners", f"{target[0]}:{target[1]}"]
+        listener = ["--prod-listeners", ",".join(f"{host}:{port}" for host, port in targets)]
         wanted = ["--producer", "a", "--consumer", "b", "--num-conn", str(streams)]
         found = json.loads(self.run("request", "--json", *wanted, *listener, *more))
         assert isinstance(found, dict)
         return found
 
     @contextmanager
-    def session(self, target: Address, streams: int, backend: str = "") -> Iterator[list[Address]]:
+    def session(self, targets: Sequence[Address], streams: int, backend: str = "") -> Iterator[list[Address]]:
         """Open a session for a block; where its listeners are, one a connection."""
-        found = self.request(target, streams, backend)
+        found = self.request(targets, streams, backend)
         try:
             listeners = [Endpoint.parse(text) for text in found["consumer"]["listeners"]]
             yield [(listener.host, listener.port) for listener in listeners]

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench import sizing
 from bench.tables import TABLES
 
 DOCS = Path(__file__).parents[1] / "docs"
 KEPT = "benchmarks.json"
 PAGE = "benchmarks.md"
+SIZES = "sizing.md"
+_SIZED_BY = {"datapath", "density", "control"}
 IMAGES = "img"
 
 
@@ -32,9 +34,10 @@ def publish(result: dict[str, Any], docs: Path = DOCS) -> list[Path]:
     images = docs / IMAGES
     images.mkdir(exist_ok=True)
     drawn = [images / name for name in plots.draw(kept["parts"], images)]
-    page = docs / PAGE
-    page.write_text(filled(page.read_text(), kept["parts"]))
-    return [kept_file, page, *drawn]
+    pages = [docs / PAGE, docs / SIZES]
+    pages[0].write_text(filled(pages[0].read_text(), kept["parts"]))
+    pages[1].write_text(sized(pages[1].read_text(), kept["parts"]))
+    return [kept_file, *pages, *drawn]
 
 
 def filled(text: str, parts: dict[str, Any]) -> str:
@@ -46,13 +49,23 @@ def filled(text: str, parts: dict[str, Any]) -> str:
     for name, (part, make) in TABLES.items():
         if part not in parts:
             continue
-        pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise ValueError(f"{PAGE} has no markers for {name}")
-        table: Callable[[dict[str, Any]], str] = make
-        body = f"\n{table(parts[part])}\n\n"
-        text = pattern.sub(lambda match, body=body: f"{match[1]}{body}{match[2]}", text)
+        text = _between(text, name, make(parts[part]))
     return text
+
+
+def sized(text: str, parts: dict[str, Any]) -> str:
+    """Put measured inputs and what follows from them into the page of sizes."""
+    if not set(parts) >= _SIZED_BY:
+        return text
+    text = _between(text, "inputs", sizing.inputs_table(parts))
+    return _between(text, "facility", sizing.facility_table(parts))
+
+
+def _between(text: str, name: str, body: str) -> str:
+    pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"a page has no markers for {name}")
+    return pattern.sub(lambda match: f"{match[1]}\n{body}\n\n{match[2]}", text)
 
 
 def _slim(part: dict[str, Any]) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def _processes(user: User, target: Address, runs: int) -> dict[str, Any]:
         times, releases = [], []
         for _ in range(runs):
             begin = time.perf_counter()
-            session = user.request(target, 1, backend)
+            session = user.request([target], 1, backend)
             listener = Endpoint.parse(session["consumer"]["listeners"][0])
             _take_a_byte(listener)
             times.append(time.perf_counter() - begin)

@@ -8,7 +8,8 @@ from typing import Any
 Part = dict[str, Any]
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Write a table in Markdown."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
 
@@ -23,7 +24,7 @@ def _by_way(part: Part) -> tuple[list[int], dict[str, dict[int, Part]]]:
 def machine(part: Part) -> str:
     """What it was measured on."""
     facts = part["machine"]
-    lines = _table(["what", "which"], facts.items())
+    lines = table(["what", "which"], facts.items())
     noise = f"Load of the machine before this part: {part['load_before']:.1f}; it took {part['took_s']:.0f} s."
     quick = " Measured with `--quick`: more noise." if part["quick"] else ""
     return f"{lines}\n\n{noise}{quick}"
@@ -40,7 +41,7 @@ def throughput(part: Part) -> str:
         one = next(iter(by.values()))
         sides = "-" if one["kind"] == "direct" else f"{one['cpu_producer']:.2f} / {one['cpu_consumer']:.2f}"
         rows.append([way, *rates, *costs, sides])
-    return _table(head, rows) + _left_out(part)
+    return table(head, rows) + _left_out(part)
 
 
 def latency(part: Part) -> str:
@@ -56,7 +57,7 @@ def latency(part: Part) -> str:
         memory = "-" if row["kind"] == "direct" else " + ".join(f"{each:.1f}" for each in row["pss_mb"]) + " MB"
         rows.append([way, f"{p50:.0f} us", f"{p99:.0f} us", f"{c50:.2f} ms", f"{c99:.2f} ms", memory])
     notes = {by[1]["way"]: by[1]["configuration"] for by in found.values() if 1 in by and by[1]["configuration"]}
-    return _table(head, rows) + "".join(f"\n\n{way}: {text}." for way, text in notes.items())
+    return table(head, rows) + "".join(f"\n\n{way}: {text}." for way, text in notes.items())
 
 
 def ratios(part: Part) -> str:
@@ -69,7 +70,7 @@ def ratios(part: Part) -> str:
             figures = row[what]
             cells += [f"{figures['ratio']:.2f}", f"{figures['low']:.2f}-{figures['high']:.2f}"]
         rows.append(cells)
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def wan(part: Part) -> str:
@@ -85,7 +86,7 @@ def wan(part: Part) -> str:
         rows.append([wire, way, *rates, first])
     setups = "\n".join(f"- {each['label']}: {each['request_s'] * 1000:.0f} ms" for each in part["setup"])
     return (
-        f"{_table(head, rows)}\n\n`s2uc request`, the whole process, from the consumer's site:\n\n{setups}"
+        f"{table(head, rows)}\n\n`s2uc request`, the whole process, from the consumer's site:\n\n{setups}"
         + _left_out(part)
     )
 
@@ -97,7 +98,7 @@ def setup_total(part: Part) -> str:
         rows.append([f"library call to first byte, {backend}", *_quantiles(found["total_ms"])])
         rows.append([f"release, {backend}", *_quantiles(found["release_ms"])])
     rows += [[name, *_quantiles(figures)] for name, figures in part["process"].items()]
-    return _table(["what", "p50", "p95", "p99", "runs"], rows) + _left_out(part)
+    return table(["what", "p50", "p95", "p99", "runs"], rows) + _left_out(part)
 
 
 def setup_steps(part: Part) -> str:
@@ -110,12 +111,12 @@ def setup_steps(part: Part) -> str:
         for backend, found in library.items():
             cells.append(f"{found['steps_ms'][name]['p50']:.1f} ms, {part['shares'][backend][name]:.0%}")
         rows.append([name, *cells])
-    return _table(["step, p50 and share", *library], rows)
+    return table(["step, p50 and share", *library], rows)
 
 
 def setup_floor(part: Part) -> str:
     """Each part alone."""
-    return _table(["alone", "p50", "p95", "p99", "runs"], [[n, *_quantiles(f)] for n, f in part["floor"].items()])
+    return table(["alone", "p50", "p95", "p99", "runs"], [[n, *_quantiles(f)] for n, f in part["floor"].items()])
 
 
 def setup_burst(part: Part) -> str:
@@ -126,13 +127,13 @@ def setup_burst(part: Part) -> str:
         each = [f"{row['each_s'][q]:.2f} s" for q in ("p50", "p99")] if row["each_s"] else ["-", "-"]
         rates = [f"{row[name]:.0f}" for name in ("per_s", "release_per_s")]
         rows.append([row["backend"], row["count"], row["failed"], f"{row['all_s']:.2f} s", *each, *rates])
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def density(part: Part) -> str:
     """Many sessions on one gateway."""
     head = ["backend", "sessions", "proxies, each (PSS)", *_GROWTH]
-    return _table(
+    return table(
         head, [[r["backend"], r["sessions"], f"{r['proxy_pss_mb']:.2f} MB", *_growth(r)] for r in part["rows"]]
     )
 
@@ -142,7 +143,7 @@ def control(part: Part) -> str:
     rows = [[row["sessions"], *_growth(row), f"{row['open_per_s']:.0f}"] for row in part["rows"]]
     slopes = part["slopes"]
     return (
-        _table(["sessions", *_GROWTH, "set-ups per second"], rows)
+        table(["sessions", *_GROWTH, "set-ups per second"], rows)
         + "\n\nOne more session adds "
         + f"{slopes['s2cs_pss_kb']['slope']:.1f} kB of memory, {slopes['list_us']['slope']:.1f} us to a list, "
         + f"{slopes['one_more_us']['slope']:.2f} us to the next set-up, and "
@@ -159,7 +160,7 @@ def slopes(part: Part) -> str:
             s = {name: each["slope"] for name, each in found.items()}
             cells = [f"{s['s2cs_pss_kb']:.1f} kB", f"{s['list_us']:.1f} us", f"{s['one_more_us']:.1f} us"]
             rows.append([backend, *cells, f"{s['idle_cpu_us_per_s']:.1f} us/s", f"{s['descriptors']:.1f}"])
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def applications(part: Part) -> str:
@@ -169,7 +170,7 @@ def applications(part: Part) -> str:
     for row in part["rows"]:
         ratio = f"{row['tunnel'] / row['direct']:.2f}" if row["direct"] else "-"
         rows.append([row["application"], row["what"], _amount(row, "direct"), _amount(row, "tunnel"), ratio])
-    return _table(head, rows) + _left_out(part)
+    return table(head, rows) + _left_out(part)
 
 
 _GROWTH = ("s2cs (PSS)", "descriptors", "idle CPU of s2cs", "list, p50", "metrics, p50", "one more, p50", "p99")

@@ -162,6 +162,6 @@ def _requests(user: User, target: tuple[str, int], runs: int) -> float:
     times = []
     for _ in range(runs):
         found: dict[str, Any] = {}
-        times.append(timed(lambda found=found: found.update(user.request(target, 1))))
+        times.append(timed(lambda found=found: found.update(user.request([target], 1))))
         user.run("release", found["uid"])
     return statistics.median(times)

@@ -68,7 +68,7 @@ def _tunnel(
     user: User, gateways: Sequence[RunningGateway], backend: str, place: Place, target: Address, streams: int
 ) -> Iterator[Road]:
     before = [each.proxies() for each in gateways]
-    with user.session(target, streams, backend) as addresses:
+    with user.session([target], streams, backend) as addresses:
         producer, consumer = (sorted(each.proxies() - old) for each, old in zip(gateways, before, strict=True))
         yield Road(addresses, producer, consumer)
 
