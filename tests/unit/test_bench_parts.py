@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench import delayline, report
+from bench.sizing import Gateway, Inputs
 from bench.stats import line, paired, quantile, summary
 from bench.tables import TABLES
 
@@ -46,11 +47,23 @@ def test_the_page_has_a_place_for_every_table_and_is_not_stale() -> None:
         assert f"<!-- begin {name} -->" in page
         assert f"<!-- end {name} -->" in page
     assert report.filled(page, kept["parts"]) == page
+    sizes = (DOCS / report.SIZES).read_text()
+    assert report.sized(sizes, kept["parts"]) == sizes
 
 
 def test_a_page_without_a_place_is_said() -> None:
     with pytest.raises(ValueError, match="no markers for"):
         report.filled("nothing", json.loads((DOCS / report.KEPT).read_text())["parts"])
+
+
+def test_the_sizes_of_a_gateway_follow_from_what_was_measured() -> None:
+    inputs = Inputs(cpu_s_per_gb=0.8, proxy_mb=2, s2cs_mb=60, s2cs_kb=20, descriptors=3, set_ups_per_s=100)
+    each = Gateway(inputs, sessions=1000, num_conn=4, rtt_s=0.1)
+    assert each.cores == 15  # 0.8 x 12.5 x 1.5
+    assert each.bdp_mb == pytest.approx(1250)
+    assert each.memory_gb == pytest.approx((1000 * 2.02 + 60 + 2500) / 1000)
+    assert each.buffer_mb == pytest.approx(625)
+    assert (each.ports, each.descriptors) == (4000, 6064)
 
 
 # The wire
