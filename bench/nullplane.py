@@ -14,14 +14,24 @@ from itertools import count
 from pathlib import Path
 
 from s2cs import server
-from s2cs.s2ds.contract import BackendInfo, Bridge, Reservation, TunnelEvent, TunnelSpec, TunnelState, TunnelStatus
+from s2cs.s2ds.contract import (
+    BackendInfo,
+    Bridge,
+    DataServer,
+    Reservation,
+    Traffic,
+    TunnelEvent,
+    TunnelSpec,
+    TunnelState,
+    TunnelStatus,
+)
 from s2cs.s2ds.local import LocalConfig
 from scistream.errors import NotFound
 from scistream.vocabulary import Endpoint, Role
 from scistream.x509 import PrivateKey
 
 
-class NullDataServer:
+class NullDataServer(DataServer):
     """Stand for a data server: six verbs that answer at once. One key serves all."""
 
     def __init__(self, config: LocalConfig) -> None:
@@ -59,9 +69,9 @@ class NullDataServer:
     async def update(self, id: str, bridge: Bridge) -> None:
         """Say that the way leads elsewhere."""
 
-    async def stop(self, id: str) -> None:
-        """Forget."""
-        self._tunnels.pop(id, None)
+    async def stop(self, id: str, cut: bool = False) -> Traffic | None:
+        """Forget; nothing was moved."""
+        return Traffic() if self._tunnels.pop(id, None) else None
 
     async def list(self, *ids: str) -> tuple[TunnelStatus, ...]:
         """All there are, or those of these ids."""
