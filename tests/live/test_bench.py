@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 def test_a_part_runs_by_one_command_and_writes_its_result(tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     command = [sys.executable, "-m", "bench", "control", "--quick", "--json", str(file)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
     assert run.returncode == 0, run.stderr
     result = json.loads(file.read_text())
     assert result["failed"] == {}
