@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from s2cs import runtime
+from s2cs.s2ds import confinement, landlock
 from s2cs.s2ds.contract import Capability
 from s2cs.s2ds.local import LocalDataServer
 from s2cs.server import local_config, read_certificate, running_pid
@@ -39,6 +41,7 @@ def check(settings: Settings) -> list[Finding]:
         _listeners,
         _ports,
         _proxies,
+        _confinement,
         _policy,
         _limits,
     ]
@@ -122,7 +125,7 @@ def _ports(settings: Settings) -> Iterator[Finding]:
 
 
 def _proxies(settings: Settings) -> Iterator[Finding]:
-    backends = LocalDataServer(local_config(settings)).backends()
+    backends = LocalDataServer(local_config(settings, runtime.place(settings))).backends()
     wanted = settings.s2ds.backend
     usable = [b for b in backends if b.available and Capability.MUTUAL_TLS in b.capabilities]
     for backend in backends:
@@ -134,6 +137,34 @@ def _proxies(settings: Settings) -> Iterator[Finding]:
         else:
             needed = wanted == backend.name or (wanted == "auto" and not usable)
             yield Finding(not needed, f"backend {backend.name}: {backend.reason}", warning=not needed)
+
+
+def _confinement(settings: Settings) -> Iterator[Finding]:
+    """Look at what keeps proxies from each other and keys from everybody else."""
+    try:
+        found = confinement.choose(settings.s2ds.user)
+    except ScistreamError as error:
+        yield Finding(False, str(error))
+        return
+    yield Finding(True, found.caution or f"proxies run as {found.user}", warning=bool(found.caution))
+    version = landlock.abi()
+    without = "the kernel has no Landlock (5.13 and later): a proxy can read what its user can"
+    yield Finding(True, f"proxies open only their own files (Landlock {version})" if version else without, not version)
+    place = runtime.place(settings)
+    if (closed := found.closed(place)) is not None:
+        text = f"runtime directory {place} cannot be reached by {found.user} past {closed}"
+        yield Finding(False, f"{text}; change [server] runtime_dir, or [s2ds] user")
+    elif runtime.in_memory(place):
+        yield Finding(True, f"keys of sessions are in memory, in {place}")
+    else:
+        text = f"keys of sessions are on a disk, in {place}; name a place on a tmpfs as [server] runtime_dir"
+        yield Finding(True, text, warning=True)
+    piped = Path("/proc/sys/kernel/core_pattern").read_text().startswith("|")
+    if confinement.forbid_cores() or not piped:
+        yield Finding(True, "no cores are left, which would hold keys")
+    else:
+        text = "cores are piped to a program and cannot be forbidden; set LimitCORE=1 for this service"
+        yield Finding(True, text, warning=True)
 
 
 def _policy(settings: Settings) -> Iterator[Finding]:
@@ -156,3 +187,9 @@ def _limits(settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield Finding(True, f"descriptor limit {soft} (at most {hard})")
+    limits = settings.limits
+    yield Finding(
+        True,
+        f"an address gets {limits.peer_connections} connections to the control port, {limits.stranger_time} s for a "
+        f"stranger's; {limits.call_rate} calls and {limits.failure_rate} failed authentications a second",
+    )

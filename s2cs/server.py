@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import scistream
+from s2cs import runtime
 from s2cs.audit.acts import account
 from s2cs.audit.log import Audit
 from s2cs.control import Control, Credentials
@@ -23,6 +24,7 @@ from s2cs.gateway import Gateway
 from s2cs.identity.authenticator import Authenticator, Methods
 from s2cs.identity.certificates import read_client_ca
 from s2cs.metrics import Metrics
+from s2cs.s2ds.confinement import keep_keys_in
 from s2cs.s2ds.local import Interface, LocalConfig, LocalDataServer
 from s2cs.settings import Settings, fingerprint, load, succeed
 from s2cs.store import SqliteStore, Store
@@ -47,6 +49,7 @@ async def serve(file: Path | None) -> None:
         Unavailable: a port to listen on is taken.
     """
     settings = load(file)
+    keep_keys_in()
     stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -114,7 +117,7 @@ class _Running:
             log.warning("reloaded, but %s waits for a restart", ", ".join(waiting))
         self._gateway.settings = settings
         await self._authenticator.adopt(methods)
-        self._data_server.configure(local_config(settings))
+        self._data_server.configure(local_config(settings, runtime.place(settings)))
         log.info("settings and certificate reloaded")
         forbidden = self._gateway.objections
         if forbidden:
@@ -131,8 +134,9 @@ async def _running(settings: Settings, fingerprint: Mapping[str, Any]) -> AsyncI
         stack.enter_context(_locked(settings.server.state_dir))
         store = SqliteStore(settings.server.state_dir / "s2cs.db")
         stack.callback(store.close)
+        stack.callback(runtime.forget, settings)
         audit = Audit.of(settings)
-        data_server = LocalDataServer(local_config(settings))
+        data_server = LocalDataServer(local_config(settings, runtime.tunnels(settings)))
         gateway = Gateway(settings, store, data_server, audit)
         metrics = Metrics(gateway)
         authenticator = Authenticator(Methods(settings.auth), store, gateway.has_key)
@@ -184,16 +188,17 @@ async def _close(gateway: Gateway, data_server: LocalDataServer) -> None:
         await data_server.close()
 
 
-def local_config(settings: Settings) -> LocalConfig:
-    """Say how the data server of this node is to be, as the settings have it."""
+def local_config(settings: Settings, directory: Path) -> LocalConfig:
+    """Say how the data server of this node is to be, as the settings have it, with its files in a directory."""
     network, s2ds = settings.network, settings.s2ds
     return LocalConfig(
-        directory=settings.server.state_dir / "tunnels",
+        directory=directory,
         lan=Interface(network.lan, network.lan_advertise or network.lan),
         wan=Interface(network.wan, network.wan_advertise or network.wan),
         ports=network.ports,
         backend=s2ds.backend,
         launcher=s2ds.launcher,
+        user=s2ds.user,
         programs={str(name): path for name, path in s2ds.programs.items()},
         buffer_bytes=s2ds.buffer_bytes,
         in_flight=round(network.bandwidth.bytes_per_s * network.rtt),

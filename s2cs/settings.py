@@ -48,6 +48,7 @@ class Server(Table):
     certificate: Path = Path("certs/server.crt")  # PEM, with the chain if there is one
     key: Path = Path("certs/server.key")
     state_dir: Path = Path("state")
+    runtime_dir: Literal["auto"] | Path = "auto"  # keys of sessions; auto is a place in memory, where there is one
     on_shutdown: Literal["keep", "release"] = "keep"  # the streams, for the next start to take up
 
 
@@ -68,6 +69,7 @@ class DataServerSettings(Table):
 
     backend: Literal["auto"] | BackendName = "auto"
     launcher: Literal["process"] = "process"
+    user: str = ""  # whom proxies run as; empty is scistream-s2ds or nobody when S2CS is root, else S2CS's own
     programs: dict[BackendName, Path] = Field(default_factory=dict)  # where a proxy is, if not where it is looked for
     buffer_bytes: Annotated[int, Field(ge=4096, le=16 * 2**20)] = 256 * 1024
     ciphers: tuple[Cipher, ...] = ()  # in order; empty = AES-128-GCM first where the CPU has AES
@@ -165,10 +167,10 @@ class Settings(Table):
 
 # What a running gateway cannot change: [table] and its keys, all of them if none is named.
 FIXED: dict[str, tuple[str, ...]] = {
-    "server": ("listen", "state_dir"),
+    "server": ("listen", "state_dir", "runtime_dir"),
     "network": (),
     "metrics": (),
-    "s2ds": ("launcher",),
+    "s2ds": ("launcher", "user"),
     "audit": (),
 }
 
@@ -295,6 +297,8 @@ def _inner(table: type[BaseModel], key: str) -> tuple[type[BaseModel], object] |
 def _absolute(settings: Settings, base: Path) -> Settings:
     server = settings.server
     paths = {name: base / getattr(server, name) for name in ("certificate", "key", "state_dir")}
+    if server.runtime_dir != "auto":
+        paths["runtime_dir"] = base / server.runtime_dir
     directory = str(base / settings.audit.directory) if settings.audit.directory else ""
     return settings.model_copy(
         update={

@@ -69,6 +69,7 @@ class LocalConfig:
     ports: PortRange
     backend: str = "auto"
     launcher: str = "process"
+    user: str = ""  # whom proxies run as; empty: see `confinement.choose`
     programs: Mapping[str, Path] = field(default_factory=dict)  # by backend; the others are looked for
     buffer_bytes: int = 256 * 1024
     in_flight: int = 0  # bytes on the way when the WAN is full; 0 where nobody has said

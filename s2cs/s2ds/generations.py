@@ -10,26 +10,43 @@ import shutil
 from pathlib import Path
 from typing import Self
 
-from s2cs.s2ds.files import room, write
+from s2cs.s2ds.confinement import RUN, Confinement
+from s2cs.s2ds.files import make, room, show, write
 
 _NEXT = "next"  # a configuration that is being judged
 _LEAF, _ANCHORS = "leaf.pem", "ca.pem"  # as the templates name them
 
 
+def entrust(directory: Path, confinement: Confinement) -> None:
+    """Let a tunnel's proxies read what is for them in its directory, and write to one place in it.
+
+    All else there stays this user's own: so nothing that is done here by name can be led elsewhere by them.
+    """
+    (directory / RUN).mkdir(mode=0o700, exist_ok=True)
+    confinement.give(directory / RUN)
+    show(directory, confinement.reader)
+    for path in directory.iterdir():
+        if path.name.isdigit():
+            show(path, confinement.reader)
+            for file in path.iterdir():
+                show(file, confinement.reader)
+
+
 class Generations:
     """Files of a tunnel, in numbered directories."""
 
-    def __init__(self, directory: Path, config: str) -> None:
-        """Keep generations in a directory, whose configuration has that file name."""
+    def __init__(self, directory: Path, config: str, confinement: Confinement) -> None:
+        """Keep generations in a directory, whose configuration has that file name, for proxies to read."""
         self.config = directory / config
         self.in_force = 0  # the one that the proxy has; 0 is none
         self._directory = directory
         self._written = 0
+        self._reader = confinement.reader
 
     @classmethod
-    def regain(cls, directory: Path, config: str) -> Self:
+    def regain(cls, directory: Path, config: str, confinement: Confinement) -> Self:
         """Find what an earlier server wrote, and clear away what it did not put in force."""
-        found = cls(directory, config)
+        found = cls(directory, config, confinement)
         numbers = sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
         found._written = max(numbers, default=0)
         for number in numbers:
@@ -54,10 +71,9 @@ class Generations:
         directory = self._directory / str(self._written)
         try:
             with room(directory):
-                directory.mkdir(mode=0o700)
-                write(directory / self.config.name, config.encode())
-                write(directory / _LEAF, leaf)
-                write(directory / _ANCHORS, anchors)
+                make(directory, self._reader)
+                for name, content in ((self.config.name, config.encode()), (_LEAF, leaf), (_ANCHORS, anchors)):
+                    write(directory / name, content, self._reader)
         except BaseException:
             self.discard(self._written)
             raise

@@ -17,8 +17,10 @@ from signal import Signals
 from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.backends.base import Backend, Found
 from s2cs.s2ds.config import Interface, LocalConfig
+from s2cs.s2ds.confinement import Confinement, choose
 from s2cs.s2ds.contract import BackendInfo, Bridge, Reservation, Traffic, TunnelEvent, TunnelSpec, TunnelStatus
 from s2cs.s2ds.files import room
+from s2cs.s2ds.generations import entrust
 from s2cs.s2ds.launchers import LAUNCHERS
 from s2cs.s2ds.meter import measure
 from s2cs.s2ds.ports import Listeners, too_few
@@ -59,14 +61,19 @@ class LocalDataServer:
         self._background: list[asyncio.Task[None]] = []
         self._to_look_at: list[Tunnel] = []
         self._next_look: asyncio.Task[None] | None = None
+        self._confinement: Confinement | None = None
 
     async def open(self) -> None:
         """Make the directory, and take up the tunnels that an earlier server left there.
 
         Raises:
-            FailedPrecondition: the directory cannot be used, or another server uses it.
+            FailedPrecondition: the directory cannot be used, another server uses it, or there is no such user to run
+                proxies as.
         """
-        self._lock = _locked(self._config.directory)
+        self._confinement = choose(self._config.user)
+        if self._confinement.caution:
+            log.warning("%s", self._confinement.caution)
+        self._lock = _locked(self._config.directory, self._confined)
         await asyncio.to_thread(self.backends)  # looks at the proxies once, before anyone waits for it
         left = [path for path in self._config.directory.iterdir() if path.is_dir()]
         await asyncio.gather(*(self._adopt(path) for path in left))
@@ -106,8 +113,9 @@ class LocalDataServer:
         await self._look(tunnels)
 
     def configure(self, config: LocalConfig) -> None:
-        """Take other settings for the tunnels to come; directory, networks, ports and launcher stay as they are."""
-        fixed = {name: getattr(self._config, name) for name in ("directory", "lan", "wan", "ports", "launcher")}
+        """Take other settings for the tunnels to come; what belongs to this server as a whole stays as it is."""
+        names = ("directory", "lan", "wan", "ports", "launcher", "user")
+        fixed = {name: getattr(self._config, name) for name in names}
         self._config = replace(config, **fixed)
 
     async def close(self) -> None:
@@ -147,12 +155,22 @@ class LocalDataServer:
         directory = self._config.directory / spec.id
         try:
             with room(directory):
-                record.save(directory)
+                record.save(directory, self._confined)
         except BaseException:
             listeners.close()
             shutil.rmtree(directory, ignore_errors=True)
             raise
-        tunnel = Tunnel(self._config, self._launcher, record, backend, found, listeners, self._publish, self._look_soon)
+        tunnel = Tunnel(
+            self._config,
+            self._launcher,
+            self._confined,
+            record,
+            backend,
+            found,
+            listeners,
+            self._publish,
+            self._look_soon,
+        )
         self._tunnels[spec.id] = tunnel
         return Reservation(backend.name, listeners.advertised, tunnel.key.csr(spec.uid, spec.role))
 
@@ -201,6 +219,11 @@ class LocalDataServer:
     def _interface(self, role: Role) -> Interface:
         return self._config.wan if role is Role.PROD else self._config.lan
 
+    @property
+    def _confined(self) -> Confinement:
+        assert self._confinement is not None, "open() decides it"
+        return self._confinement
+
     def _tunnel(self, id: str) -> Tunnel:
         try:
             return self._tunnels[id]
@@ -208,7 +231,12 @@ class LocalDataServer:
             raise NotFound(f"there is no tunnel {shown(id)}; reserve it first") from None
 
     def _find(self, backend: Backend) -> Found:
-        return backend.find(self._config.programs.get(backend.name))
+        found = backend.find(self._config.programs.get(backend.name))
+        closed = self._confinement.closed(found.program) if self._confinement and not found.reason else None
+        if closed is None:
+            return found
+        reason = f"program {found.program} is behind {closed}, which {self._confined.user}, whom proxies run as, cannot"
+        return replace(found, reason=f"{reason} pass; install it: {backend.install}")
 
     def _choose(self, spec: TunnelSpec) -> tuple[Backend, Found]:
         """Take the backend that was named, or the first that can do what is asked."""
@@ -242,6 +270,7 @@ class LocalDataServer:
         tunnel = Tunnel(
             self._config,
             self._launcher,
+            self._confined,
             record,
             backend,
             self._find(backend),
@@ -250,6 +279,7 @@ class LocalDataServer:
             self._look_soon,
         )
         self._tunnels[record.spec.id] = tunnel
+        entrust(directory, self._confined)
         await tunnel.adopt()
 
     def _holders(self, directory: Path) -> tuple[int, ...]:
@@ -297,16 +327,22 @@ class _Watch:
         self.end()
 
 
-def _locked(directory: Path) -> int:
+def _locked(directory: Path, confinement: Confinement) -> int:
     """Make the directory, and hold it against a second server, which would end this one's proxies."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        directory.chmod(0o700)
+        directory.chmod(0o711 if confinement.switches else 0o700)  # a proxy has to pass to its own
         lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise FailedPrecondition(
             f"directory {directory} cannot be used ({error.strerror}); make it writable for this user"
         ) from None
+    if (closed := confinement.closed(directory / "lock")) is not None:
+        os.close(lock)
+        raise FailedPrecondition(
+            f"proxies run as {confinement.user} and cannot pass {closed} on the way to {directory}; "
+            "name another [server] runtime_dir, or another [s2ds] user"
+        )
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from s2cs.s2ds.confinement import Confinement
 from s2cs.s2ds.contract import TunnelSpec
-from s2cs.s2ds.files import write
+from s2cs.s2ds.files import make, write
+from s2cs.s2ds.generations import entrust
 from scistream.errors import InvalidArgument, ScistreamError
 from scistream.vocabulary import Rate, Role, Uid
 from scistream.x509 import PrivateKey
@@ -25,7 +27,7 @@ class Record:
     ports: tuple[int, ...]
     key: PrivateKey
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path, confinement: Confinement) -> None:
         """Write it down; the directory is made.
 
         Raises:
@@ -41,7 +43,8 @@ class Record:
             "backend": self.backend,
             "ports": self.ports,
         }
-        directory.mkdir(mode=0o700)
+        make(directory)
+        entrust(directory, confinement)
         write(directory / _KEY, self.key.pem)
         write(directory / _RECORD, json.dumps(body).encode())
 

@@ -16,6 +16,7 @@ from s2cs.s2ds import procfs
 from s2cs.s2ds.backends.base import Backend, Found, Plan, Reload
 from s2cs.s2ds.buffers import send_buffer
 from s2cs.s2ds.config import LocalConfig
+from s2cs.s2ds.confinement import Confinement
 from s2cs.s2ds.contract import Bridge, Change, Traffic, TunnelEvent, TunnelState, TunnelStatus
 from s2cs.s2ds.generations import Generations
 from s2cs.s2ds.launchers.base import Job, Launcher, Running
@@ -38,6 +39,7 @@ class Tunnel:
         self,
         config: LocalConfig,
         launcher: Launcher,
+        confinement: Confinement,
         record: Record,
         backend: Backend,
         found: Found,
@@ -51,6 +53,7 @@ class Tunnel:
         self.key = record.key
         self._config = config
         self._launcher = launcher
+        self._confinement = confinement
         self._found = found
         self._report = report
         self._look = look  # lets `measured` know what the kernel counts
@@ -63,7 +66,7 @@ class Tunnel:
         self._draining: list[Proxy] = []
         self._ledger = Ledger(self._directory / "traffic.json")
         self._meter = Meter(self._ledger)
-        self._files = Generations(self._directory, backend.config)
+        self._files = Generations(self._directory, backend.config, confinement)
         self._launched = 0
         self._lock = asyncio.Lock()  # one change of the process at a time
         self._work: set[asyncio.Task[None]] = set()  # all that stop() has to interrupt
@@ -125,7 +128,7 @@ class Tunnel:
 
     async def adopt(self) -> None:
         """Take up what an earlier server left: keep the proxy that lives, start it again if it died."""
-        self._files = Generations.regain(self._directory, self.backend.config)
+        self._files = Generations.regain(self._directory, self.backend.config, self._confinement)
         self._launched = max((number for number, _ in handles(self._directory)), default=0)
         for handle in list(self._directory.glob("check-*.handle")):
             if (check := self._launcher.adopt(handle)) is not None:
@@ -299,7 +302,9 @@ class Tunnel:
     def _run(self, command: tuple[str, ...], name: str) -> Proxy:
         sockets, handle = self.listeners.sockets, Path(f"{name}.handle")
         environment = self.backend.environment(len(sockets))
-        process = self._launcher.launch(Job(command, self._directory, sockets, environment, log_of(handle), handle))
+        confined = self._confinement
+        job = Job(command, self._directory, confined, sockets, environment, log_of(handle), handle)
+        process = self._launcher.launch(job)
         return self._proxy_of(process, self._directory / handle)
 
     def _proxy_of(self, process: Running, handle: Path) -> Proxy:
@@ -373,7 +378,8 @@ class Tunnel:
     def _write(self, bridge: Bridge) -> int:
         """Write a generation of files beside the one in force."""
         files, credentials = self._files, bridge.credentials
-        plan = Plan.of(self.spec, bridge, self.listeners.bound, self._config, files.next)
+        as_root = self._confinement.as_root
+        plan = Plan.of(self.spec, bridge, self.listeners.bound, self._config, files.next, as_root)
         leaf = credentials.certificate.pem + self.key.pem
         return files.write(self.backend.configuration(plan, self._found), leaf, credentials.trusted_pem)
 

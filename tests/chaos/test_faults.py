@@ -68,7 +68,10 @@ def small_state_disk(directory: Path) -> Iterator[Path]:
     state.mkdir(parents=True, mode=0o700)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=0700", "tmpfs", str(state)], check=True)
     try:
-        yield state
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SCISTREAM_SERVER__RUNTIME_DIR", "state/tunnels")
+            patch.setenv("SCISTREAM_S2DS__USER", "root")  # who can reach it there
+            yield state
     finally:
         subprocess.run(["umount", "-l", str(state)], check=True)
 

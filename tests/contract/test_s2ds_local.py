@@ -26,6 +26,7 @@ from s2cs.s2ds import local as local_module
 from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.backends.base import Backend
 from s2cs.s2ds.config import Interface, LocalConfig
+from s2cs.s2ds.confinement import choose
 from s2cs.s2ds.contract import Capability, Change, TunnelState
 from s2cs.s2ds.launchers import LAUNCHERS
 from s2cs.s2ds.launchers.base import Job
@@ -186,8 +187,14 @@ async def test_files_are_for_their_owner_only(kind: Flavour, tmp_path: Path, ran
     async with local(config(tmp_path / "d", range_, kind)) as server:
         reserved = await server.reserve(session.spec(Role.CONS, 2, id="x"))
         await server.start("x", session.bridge(reserved, Role.CONS, NOBODY))
-        for path in (tmp_path / "d", *(tmp_path / "d").rglob("*")):
-            assert path.stat().st_mode & 0o077 == 0, path
+        confinement = choose("")
+        for path in (tmp_path / "d").rglob("*"):
+            status = path.stat()
+            assert status.st_mode & 0o027 == 0, path
+            if status.st_mode & 0o050:
+                assert (confinement.switches, status.st_gid) == (True, confinement.gid), path
+        for secret in ("key.pem", "tunnel.json"):
+            assert (tmp_path / "d" / "x" / secret).stat().st_mode & 0o077 == 0
 
 
 KILLED_SERVER = """

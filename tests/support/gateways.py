@@ -34,6 +34,7 @@ class GatewayProcess:
     environ: dict[str, str]
     process: subprocess.Popen[bytes] = field(init=False)
     wrapper: list[str] = field(default_factory=list)  # a command that runs another one
+    _tunnels: Path = Path("/nonexistent")
 
     @property
     def ca(self) -> bytes:
@@ -72,9 +73,16 @@ class GatewayProcess:
         with grpc.secure_channel(self.address, grpc.ssl_channel_credentials(self.ca)) as channel:
             yield Client(channel, self.token if token is None else token)
 
+    @property
+    def tunnels(self) -> Path:
+        """Where its tunnels' directories are, or were: a server that has nothing left removes the place."""
+        if (link := self.directory / "state" / "tunnels").exists():
+            self._tunnels = link.resolve()
+        return self._tunnels
+
     def proxies(self) -> list[psutil.Process]:
         """Processes that run in one of its tunnels' directories or descend from it."""
-        tunnels = str(self.directory / "state" / "tunnels")
+        tunnels = str(self.tunnels)
         found = []
         for process in psutil.process_iter():
             try:
@@ -95,7 +103,7 @@ class GatewayProcess:
 
     def leftovers(self) -> dict[str, object]:
         """Processes, ports and files of sessions; empty when nothing is left."""
-        tunnels = self.directory / "state" / "tunnels"
+        tunnels = self.tunnels
         found: dict[str, object] = {
             "processes": [(p.pid, p.cmdline()) for p in self.proxies()],
             "ports": self.listening(),
@@ -109,6 +117,7 @@ class GatewayProcess:
         with (self.directory / "serve.log").open("ab") as log:
             self.process = subprocess.Popen(command, stderr=log, env=os.environ | _TIDY | self.environ)
         _wait_until_serving(self)
+        assert self.tunnels.is_dir() or "SCISTREAM_SERVER__RUNTIME_DIR" in self.environ
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Stop it; its exit status."""
@@ -134,14 +143,16 @@ class Client:
 
 
 @contextmanager
-def gateway(directory: Path, *options: str, blocks: int = 1, **environ: str) -> Iterator[GatewayProcess]:
+def gateway(
+    directory: Path, *options: str, blocks: int = 1, wrapper: tuple[str, ...] = (), **environ: str
+) -> Iterator[GatewayProcess]:
     """Run a gateway on loopback; options are those of `s2cs init`, environ overrides settings."""
     first = port_block(blocks)
     ports = ["--port", str(first), "--port-range", f"{first + 1}-{first + blocks * BLOCK - 1}", "--metrics-port", "0"]
-    subprocess.run([*_S2CS, "init", str(directory), *ports, *options], check=True, capture_output=True)
+    subprocess.run([*wrapper, *_S2CS, "init", str(directory), *ports, *options], check=True, capture_output=True)
     lan = options[options.index("--lan") + 1] if "--lan" in options else "127.0.0.1"
     address = f"[{lan}]:{first}" if ":" in lan else f"{lan}:{first}"
-    with _served(GatewayProcess(directory, address, first, blocks * BLOCK, environ)) as running:
+    with _served(GatewayProcess(directory, address, first, blocks * BLOCK, environ, list(wrapper))) as running:
         yield running
 
 

@@ -73,13 +73,20 @@ class Plan:
     places: int  # most connections at all, with those that have yet to prove themselves
     directory: Path
     generation: int  # the subdirectory with this configuration's key and certificates
+    as_root: bool = False  # its process is root, and nginx would change to another user by itself
     idle_s: int = IDLE_S
     handshake_s: int = HANDSHAKE_S
     keepalive: Keepalive = Keepalive()  # of connections that the proxy opens; those it accepts have inherited it
 
     @classmethod
     def of(
-        cls, spec: TunnelSpec, bridge: Bridge, listeners: tuple[Endpoint, ...], config: LocalConfig, generation: int
+        cls,
+        spec: TunnelSpec,
+        bridge: Bridge,
+        listeners: tuple[Endpoint, ...],
+        config: LocalConfig,
+        generation: int,
+        as_root: bool,
     ) -> Self:
         """Say what carries a tunnel: listener i is inherited as descriptor 3 + i, and leads to target i."""
         targets = bridge.targets
@@ -97,6 +104,7 @@ class Plan:
             places=streams + (_strangers() if spec.role is Role.PROD else 0),
             directory=config.directory / spec.id,
             generation=generation,
+            as_root=as_root,
         )
 
     @property

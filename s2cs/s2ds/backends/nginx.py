@@ -14,9 +14,8 @@ from pathlib import Path
 from signal import Signals
 
 from s2cs.s2ds import procfs
-from s2cs.s2ds.backends.base import Backend, Found, Plan, Reload, View, output_of
+from s2cs.s2ds.backends.base import Backend, Found, Reload, View, output_of
 from s2cs.s2ds.contract import Capability
-from s2cs.s2ds.render import render
 
 
 class Nginx(Backend):
@@ -81,7 +80,3 @@ class Nginx(Backend):
         return any(view.inodes <= procfs.watched(worker) for worker in workers - old) and not any(
             view.inodes & procfs.sockets(worker) for worker in old
         )
-
-    def configuration(self, plan: Plan, found: Found) -> str:
-        """Write nginx.conf. Started by root it stays root, as the other proxies do; do not run S2CS as root."""
-        return render(self.template, tunnel=plan, found=found, as_root=os.geteuid() == 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from signal import Signals
 
 from s2cs.s2ds import procfs
 from s2cs.s2ds.backends.base import Backend, Found, Reload, View, output_of
+from s2cs.s2ds.confinement import RUN
 from s2cs.s2ds.contract import Capability
 
 
@@ -53,8 +55,16 @@ class Stunnel(Backend):
         """See the pid file, which it writes last of all, and the sockets; after a reload, its word."""
         if view.before is not None:
             return view.log.rpartition("Configuration successful")[2].count(") bound to ") >= len(view.inodes)
-        try:
-            pid = (view.directory / "stunnel.pid").read_text().strip()
-        except OSError:
-            return False
-        return pid == str(view.pid) and view.inodes <= procfs.sockets(view.pid)
+        return _written(view.directory / RUN / "stunnel.pid") == str(view.pid) and view.inodes <= procfs.sockets(
+            view.pid
+        )
+
+
+def _written(path: Path) -> str:
+    """Read what a proxy wrote: a plain file, and nothing that it would lead this process to instead."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    with os.fdopen(fd, "rb") as file:
+        return file.read(32).decode(errors="replace").strip()

@@ -9,6 +9,8 @@ from pathlib import Path
 from signal import Signals
 from typing import Protocol
 
+from s2cs.s2ds.confinement import Confinement, own
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -16,6 +18,7 @@ class Job:
 
     argv: tuple[str, ...]  # the program by its full path
     directory: Path  # where it runs; log and handle are relative to it
+    confinement: Confinement = field(default_factory=own)  # whom it runs as, and what it may open
     sockets: tuple[socket.socket, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     log: Path = Path("log")  # stdout and stderr go there

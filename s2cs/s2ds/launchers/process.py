@@ -7,30 +7,34 @@ known by its id, its start time and the boot: an id alone may be somebody else's
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import resource
 import select
 import signal
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from signal import Signals
 from typing import Self
 
 from s2cs.s2ds import procfs
+from s2cs.s2ds.confinement import forbid_cores
 from s2cs.s2ds.launchers.base import Job, Running
 from scistream.errors import Unavailable
 
-# What posix_spawn cannot do. The process writes its handle itself, before it becomes the proxy: there is no
-# moment in which it runs and a server that was killed could not find it again.
+# What posix_spawn cannot do, with the handle's file as standard input. The process writes its handle itself, before it
+# becomes the proxy: there is no moment in which it runs and a server that was killed could not find it again.
 _PREAMBLE = """\
 umask 077 && cd "$1" || exit 126
 read -r boot </proc/sys/kernel/random/boot_id && read -r stat </proc/$$/stat || exit 126
-printf '%s %s\\n' "$boot" "$stat" >"$2" || exit 126
-ulimit -S -n "$3"
+printf '%s %s\\n' "$boot" "$stat" >&0 || exit 126
+ulimit -S -n "$2"
 export LISTEN_PID=$$
-shift 3
-exec "$@"
+shift 2
+exec "$@" </dev/null
 """
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 _FILES_MAX = 2**20
@@ -137,31 +141,29 @@ class ProcessLauncher:
         Raises:
             Unavailable: the system starts no process now.
         """
-        argv = ["/bin/sh", "-c", _PREAMBLE, "sh", str(job.directory), str(job.handle), str(_files_limit()), *job.argv]
+        start = (str(job.directory), str(_files_limit()), *job.confinement.prefix())
+        argv = ["/bin/sh", "-c", _PREAMBLE, "sh", *start, *job.argv]
         environment = {**_ENVIRONMENT, **job.environment, "LISTEN_FDS": str(len(job.sockets))}
         opened: list[int] = []
         try:
-            log = os.open(job.directory / job.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            opened.append(log)
+            for name, how in ((job.log, os.O_APPEND), (job.handle, os.O_TRUNC)):
+                flags = how | os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+                opened.append(os.open(job.directory / name, flags, 0o600))
+            job.confinement.give(job.directory / job.log)  # nginx opens it again
+            log, handle = opened
             first_free = 3 + len(job.sockets)
             # Sources above all targets, so that no mapping overwrites the source of a later one.
-            for each in (log, *(s.fileno() for s in job.sockets)):
+            for each in (handle, log, *(s.fileno() for s in job.sockets)):
                 opened.append(fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, first_free))
-            actions: list[tuple[int, ...] | tuple[int, str, int, int]] = [
-                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),  # type: ignore[list-item]
-                (os.POSIX_SPAWN_DUP2, opened[1], 1),
-                (os.POSIX_SPAWN_DUP2, opened[1], 2),
-                *((os.POSIX_SPAWN_DUP2, source, 3 + i) for i, source in enumerate(opened[2:])),
+            actions = [
+                (os.POSIX_SPAWN_DUP2, opened[2], 0),
+                (os.POSIX_SPAWN_DUP2, opened[3], 1),
+                (os.POSIX_SPAWN_DUP2, opened[3], 2),
+                *((os.POSIX_SPAWN_DUP2, source, 3 + i) for i, source in enumerate(opened[4:])),
+                *_closing(first_free, set(opened)),
             ]
-            pid = os.posix_spawn(
-                argv[0],
-                argv,
-                environment,
-                file_actions=[*actions, *_closing(first_free, set(opened))],
-                setsid=True,
-                setsigmask=(),
-                setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
-            )
+            forbid_cores()
+            pid = _confined(job, lambda: _spawn(argv, environment, actions))
         except OSError as error:
             raise Unavailable(
                 f"{job.argv[0]} could not be started: {error.strerror}; look at this node's load"
@@ -189,6 +191,40 @@ class ProcessLauncher:
         if process is None and boot == procfs.boot_id():
             _end_orphans(pid, handle.parent)
         return process
+
+
+def _spawn(argv: list[str], environment: dict[str, str], actions: list[tuple[int, ...]]) -> int:
+    return os.posix_spawn(
+        argv[0],
+        argv,
+        environment,
+        file_actions=actions,
+        setsid=True,
+        setsigmask=(),
+        setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
+    )
+
+
+def _confined(job: Job, start: Callable[[], int]) -> int:
+    """Start a process from a thread that was confined for it, and ends with that."""
+    started: list[int | OSError] = []
+
+    def run() -> None:
+        try:
+            job.confinement.enter(Path(job.argv[0]), job.directory, job.directory / job.log)
+            started.append(start())
+        except OSError as error:
+            started.append(error)
+
+    thread = threading.Thread(target=run, name="launch")
+    thread.start()
+    thread.join()
+    match started:
+        case [int(pid)]:
+            return pid
+        case [OSError() as error]:
+            raise error
+    raise OSError(errno.EPERM, "its confinement failed")
 
 
 def _end_orphans(group: int, directory: Path) -> None:
