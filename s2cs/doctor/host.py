@@ -72,6 +72,17 @@ def _kernel(readings: Readings) -> Iterator[Finding]:
         well=numbers >= _KERNEL,
         level=Level.FAULT,
     )
+    if scope := readings.sysctl.get("kernel.yama.ptrace_scope"):
+        yield finding(
+            "kernel.yama.ptrace_scope",
+            scope,
+            "0",
+            "a restarted S2CS must look into the proxies that lived on, or ports are bound anew when one dies, and "
+            "HAProxy and Stunnel keep no rate towards the producer",
+            "systemctl edit s2cs, with AmbientCapabilities=CAP_SYS_PTRACE under [Service]; or, for all users: "
+            "sysctl -w kernel.yama.ptrace_scope=0",
+            well=scope == "0",
+        )
     loaded = "tls" in readings.sysctl.get("net.ipv4.tcp_available_ulp", "").split()
     value = "loaded" if loaded else "not loaded" if readings.tls_module else "not in this kernel"
     yield Finding("kernel TLS", Level.OK, value, why="the proxies encrypt by themselves and are not told to use it")

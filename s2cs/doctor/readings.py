@@ -19,6 +19,7 @@ import psutil
 _SYSCTL = Path("/proc/sys")
 _NET = Path("/sys/class/net")
 SYSCTLS = (
+    "kernel.yama.ptrace_scope",
     "net.core.default_qdisc",
     "net.core.rmem_max",
     "net.core.somaxconn",

@@ -17,6 +17,7 @@ CARD = Link("ens1f0", "wan", mtu=9000, speed=12_500_000_000, qdisc="mq", queues=
 TUNED = Readings(  # a data transfer node that its engineer has prepared
     kernel="6.12.0-124.el10.x86_64",
     sysctl={
+        "kernel.yama.ptrace_scope": "0",
         "net.core.default_qdisc": "fq",
         "net.core.rmem_max": "2147483647",
         "net.core.somaxconn": "4096",
@@ -164,6 +165,12 @@ def test_a_tuned_host_gets_no_advice() -> None:
             "cpupower frequency-set -g performance",
         ),
         (replace(TUNED, kernel="4.18.0-553.el8_10.x86_64"), "kernel", Level.FAULT, "apt-get install"),
+        (
+            with_sysctl(kernel__yama__ptrace_scope="1"),
+            "kernel.yama.ptrace_scope",
+            Level.ADVICE,
+            "AmbientCapabilities=CAP_SYS_PTRACE",
+        ),
         (replace(TUNED, landlock=0), "Landlock", Level.ADVICE, "update-grub"),
         (replace(TUNED, descriptors=4096), "descriptors", Level.ADVICE, "LimitNOFILE=18064"),
         (replace(TUNED, clock_synchronised=False), "clock", Level.ADVICE, "chrony"),
