@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import resource
@@ -12,6 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from s2cs import runtime
+from s2cs.identity.authenticator import Methods
+from s2cs.identity.certificates import read_client_ca
+from s2cs.identity.settings import Auth
 from s2cs.s2ds import confinement, landlock
 from s2cs.s2ds.contract import Capability
 from s2cs.s2ds.local import LocalDataServer
@@ -43,6 +47,7 @@ def check(settings: Settings) -> list[Finding]:
         _proxies,
         _confinement,
         _policy,
+        _identity,
         _limits,
     ]
     return [finding for look in looks for finding in look(settings)]
@@ -60,6 +65,25 @@ def _certificate(settings: Settings) -> Iterator[Finding]:
     mode = settings.server.key.stat().st_mode & 0o077
     if mode:
         yield Finding(False, f"key {settings.server.key} can be read by others; mend: chmod 600 {settings.server.key}")
+
+
+def _identity(settings: Settings) -> Iterator[Finding]:
+    try:
+        read_client_ca(settings.auth.certificates)
+        found = asyncio.run(_tried_out(settings.auth))
+    except ScistreamError as error:
+        yield Finding(False, str(error))
+        return
+    for good, text in found:
+        yield Finding(True, text, warning=not good)  # an issuer may be back when it is needed
+
+
+async def _tried_out(auth: Auth) -> list[tuple[bool, str]]:
+    methods = Methods(auth)
+    try:
+        return await methods.try_out()
+    finally:
+        await methods.close()
 
 
 def _directory(settings: Settings) -> Iterator[Finding]:
@@ -91,14 +115,14 @@ def _bind(address: str, port: int) -> OSError | None:
 
 
 def _listeners(settings: Settings) -> Iterator[Finding]:
-    for endpoint in settings.server.listen:
+    for endpoint in (*settings.server.listen, *settings.auth.certificates.listen):
         error = _bind(endpoint.host, endpoint.port)
         if error is None:
             yield Finding(True, f"control port {endpoint} is free")
         elif error.errno == errno.EADDRINUSE and running_pid(settings) is not None:
             yield Finding(True, f"control port {endpoint} is in use; this gateway is running")
         else:
-            yield Finding(False, f"control port {endpoint} cannot be used: {error.strerror}; change [server] listen")
+            yield Finding(False, f"control port {endpoint} cannot be used: {error.strerror}; change listen")
 
 
 def _ports(settings: Settings) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from s2cs.identity.oidc import JwtMethod, issuer_of
 from s2cs.identity.settings import Auth
 from s2cs.store import Store
 from s2cs.users import Rank, User
-from scistream.errors import PermissionDenied, ScistreamError, Unauthenticated
+from scistream.errors import PermissionDenied, ScistreamError, Unauthenticated, Unavailable
 from scistream.vocabulary import shown
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,17 @@ class Methods:
         for issuer, method in self.jwt.items():
             if issuer in before.jwt:
                 method.keys.take_over(before.jwt[issuer].keys)
+
+    async def try_out(self) -> list[tuple[bool, str]]:
+        """Ask each issuer: whether it can be asked, and what is to be said of it."""
+        found = []
+        methods: list[JwtMethod | OpaqueMethod] = [*self.jwt.values(), *self.opaque]
+        for method in methods:
+            try:
+                found.append((True, await method.try_out()))
+            except Unavailable as error:
+                found.append((False, f"{method.settings.name} of [auth] cannot be used now: {error}"))
+        return found
 
     async def close(self) -> None:
         """Let go of the issuers."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import secrets
 import time
 from collections import OrderedDict
 from typing import Any
@@ -46,6 +47,15 @@ class OpaqueMethod:
         for task in self._asking.values():
             task.cancel()
         await self._fetcher.close()
+
+    async def try_out(self) -> str:
+        """Ask the issuer about a token that is none; what it says, in a sentence.
+
+        Raises:
+            Unavailable: it cannot be asked, or does not know this gateway.
+        """
+        await self._fetcher.post(self.settings.endpoint, {"token": secrets.token_urlsafe()}, self._authorization)
+        return f"[[auth.introspection]] {self.settings.name}: its issuer answers"
 
     async def identify(self, token: str) -> Caller:
         """Tell whose a token is.

@@ -111,19 +111,27 @@ class Keys:
             if time.monotonic() - self._tried_at < _AGAIN_S:
                 return
             self._tried_at = time.monotonic()
-            issuer = self._method.issuer
             try:
-                found = await self._fetcher.get(f"{issuer.rstrip('/')}/.well-known/openid-configuration")
-                if found.get("issuer") != issuer:
-                    raise Unavailable(f"{issuer} says that it is {shown(str(found.get('issuer')))}; mend [[auth.oidc]]")
-                keys = (await self._fetcher.get(str(found.get("jwks_uri")))).get("keys")
-                if not isinstance(keys, list):
-                    raise Unavailable(f"{issuer} publishes no keys")
+                await self.fetch()
             except Unavailable as error:
                 log.warning("the keys of %s cannot be fetched: %s", self._method.name, error)
-                return
-            self._keys = [key for key in keys[:_MOST_KEYS] if isinstance(key, dict)]
-            self._fetched_at = time.monotonic()
+
+    async def fetch(self) -> int:
+        """Fetch the keys; how many there are for the accepted algorithms.
+
+        Raises:
+            Unavailable: they cannot be had; the message is for the operator.
+        """
+        issuer = self._method.issuer
+        found = await self._fetcher.get(f"{issuer.rstrip('/')}/.well-known/openid-configuration")
+        if found.get("issuer") != issuer:
+            raise Unavailable(f"{issuer} says that it is {shown(str(found.get('issuer')))}; mend [[auth.oidc]] issuer")
+        keys = (await self._fetcher.get(str(found.get("jwks_uri")))).get("keys")
+        if not isinstance(keys, list):
+            raise Unavailable(f"{issuer} publishes no keys")
+        self._keys = [key for key in keys[:_MOST_KEYS] if isinstance(key, dict)]
+        self._fetched_at = time.monotonic()
+        return sum(any(_fits(key, algorithm) for algorithm in self._method.algorithms) for key in self._keys)
 
 
 def _fits(key: dict[str, Any], algorithm: str) -> bool:
@@ -146,6 +154,16 @@ class JwtMethod:
     async def close(self) -> None:
         """Let go of the issuer."""
         await self._fetcher.close()
+
+    async def try_out(self) -> str:
+        """Ask the issuer; what it says, in a sentence.
+
+        Raises:
+            Unavailable: it cannot be asked, or its tokens could not be checked.
+        """
+        if not (keys := await self.keys.fetch()):
+            raise Unavailable(f"{self.settings.issuer} publishes no key for {', '.join(self.settings.algorithms)}")
+        return f"[[auth.oidc]] {self.settings.name}: its issuer publishes {keys} key{'s' if keys > 1 else ''} that fit"
 
     async def identify(self, token: str) -> Caller:
         """Tell whose a JWT of this issuer is.

@@ -99,6 +99,12 @@ class Introspection(Issuer):
             raise ValueError("give either secret_file or secret_env")
         return self
 
+    @model_validator(mode="after")
+    def _for_us(self) -> Introspection:
+        if not (self.audience or self.required_scopes):
+            raise ValueError("give audience or required_scopes, or a token for any other service of the issuer is good")
+        return self
+
     def secret(self) -> str:
         """Read the secret.
 

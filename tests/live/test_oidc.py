@@ -6,6 +6,8 @@ import base64
 import hashlib
 import hmac
 import json
+import os
+import re
 import subprocess
 import sys
 import time
@@ -49,7 +51,7 @@ class Site:
     def __post_init__(self) -> None:
         self.plain = self.gateway.config.read_text()
 
-    def believe(self, more: str = "", opaque: str = "") -> None:
+    def believe(self, more: str = "", opaque: str = "", scopes: tuple[str, ...] = ("read",)) -> None:
         """Believe the provider, with more settings."""
         self.configure(f"""
 [[auth.oidc]]
@@ -67,6 +69,7 @@ endpoint = "{self.issuer.issuer}/token/introspection"
 client_id = "{GATEWAY_ID}"
 secret_env = "SHOP_SECRET"
 username_claim = "sub"
+required_scopes = {json.dumps(scopes)}
 cache = 1
 negative_cache = 1
 {opaque}
@@ -277,6 +280,24 @@ class TestJwt:
         assert site.whoami(token).user == "lab:mallory"
 
 
+def test_s2cs_check_asks_the_issuers(site: Site) -> None:
+    whole = [sys.executable, "-m", "s2cs", "check", "--config", str(site.gateway.config)]
+
+    def said() -> str:
+        environ = os.environ | {"SHOP_SECRET": GATEWAY_SECRET}
+        return subprocess.run(whole, check=False, capture_output=True, text=True, env=environ).stdout
+
+    found = said()
+    assert re.search(r"ok    \[\[auth.oidc\]\] lab: its issuer publishes \d keys that fit", found)
+    assert "ok    [[auth.introspection]] shop: its issuer answers" in found
+    site.issuer.set(outage="error")
+    try:
+        assert "warn  shop of [auth] cannot be used now" in (found := said())
+        assert "warn  lab of [auth] cannot be used now" in found
+    finally:
+        site.issuer.set(outage=None)
+
+
 class TestKeys:
     def test_rotation_is_noticed_and_costs_no_more_than_one_look_in_ten_seconds(self, site: Site) -> None:
         before = site.issuer.token("ada", resource=AUDIENCE)
@@ -356,9 +377,9 @@ class TestIntrospection:
 
     def test_required_scope_and_audience(self, site: Site) -> None:
         token = site.issuer.token("ada", scope="read", resource=OPAQUE)
-        site.believe(opaque=f"required_scopes = ['read']\naudience = '{OPAQUE}'")
+        site.believe(opaque=f"audience = '{OPAQUE}'")
         assert site.whoami(token).user == "shop:ada"
-        site.believe(opaque="required_scopes = ['sessions']")
+        site.believe(scopes=("read", "sessions"))
         assert site.refusal(token)[0] == "PERMISSION_DENIED"
         site.believe(opaque="audience = 'urn:other'")
         assert "is not for this gateway" in site.refusal(token)[1]

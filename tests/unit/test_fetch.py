@@ -128,7 +128,7 @@ def test_a_ca_that_cannot_be_used(tmp_path: Path, content: str | None) -> None:
 
 
 def method(url: str, **changes: object) -> OpaqueMethod:
-    settings = {"name": "shop", "endpoint": url, "client_id": "g:w", "secret_env": "PATH", **changes}
+    settings = {"name": "shop", "endpoint": url, "client_id": "g:w", "secret_env": "PATH", "audience": "gw", **changes}
     return OpaqueMethod(Introspection.model_validate(settings))
 
 
@@ -138,7 +138,7 @@ async def test_all_who_wait_for_one_answer_ask_once() -> None:
     async def answer(request: bytes, writer: asyncio.StreamWriter) -> None:
         asked.append(request)
         await asyncio.sleep(0.1)
-        writer.write(whole(b'{"active": true, "sub": "ada", "username": "ada", "exp": 99999999999}'))
+        writer.write(whole(b'{"active": true, "sub": "ada", "username": "ada", "aud": "gw", "exp": 99999999999}'))
 
     async with issuer(answer) as url:
         shop = method(url)
@@ -155,16 +155,21 @@ async def test_all_who_wait_for_one_answer_ask_once() -> None:
     ("body", "says"),
     [
         (b'{"active": false}', "is not good"),
-        (b'{"active": "true", "sub": "ada", "username": "ada"}', "is not good"),
+        (b'{"active": "true", "sub": "ada", "aud": "gw", "username": "ada"}', "is not good"),
         (b"{}", "is not good"),
         (b'{"active": true, "sub": "ada", "username": "ada", "exp": 5}', "has expired"),
         (b'{"active": true, "sub": "ada", "username": "ada", "exp": "5"}', "has expired"),
         (b'{"active": true, "sub": "ada", "username": "ada", "exp": NaN}', "has expired"),
         (b'{"active": true, "sub": "ada", "username": "ada", "nbf": 99999999999}', "has expired"),
-        (b'{"active": true, "username": "ada"}', "does not say whose it is"),
-        (b'{"active": true, "sub": "ada"}', "claim username of the token of shop has nothing for a name"),
-        (b'{"active": true, "sub": "ada", "username": ["ada"]}', "has no text for a name"),
+        (b'{"active": true, "aud": "gw", "username": "ada"}', "does not say whose it is"),
+        (
+            b'{"active": true, "aud": ["gw"], "sub": "ada"}',
+            "claim username of the token of shop has nothing",
+        ),
+        (b'{"active": true, "sub": "ada", "aud": "gw", "username": ["ada"]}', "has no text for a name"),
         (b'{"active": true, "sub": "ada", "username": "ada", "iss": "https://evil"}', "is of another issuer"),
+        (b'{"active": true, "sub": "ada", "username": "ada"}', "is not for this gateway"),
+        (b'{"active": true, "sub": "ada", "username": "ada", "aud": ["gw2"]}', "is not for this gateway"),
     ],
 )
 async def test_an_answer_that_is_not_good_enough(body: bytes, says: str) -> None:

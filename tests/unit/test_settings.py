@@ -15,7 +15,7 @@ def written(directory: Path, text: str) -> Path:
     return file
 
 
-_OPAQUE = "[[auth.introspection]]\nname = 'x'\nendpoint = 'https://x/introspect'\nclient_id = 'g'\n"
+_OPAQUE = "[[auth.introspection]]\nname = 'x'\nendpoint = 'https://x/introspect'\nclient_id = 'g'\naudience = 'g'\n"
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,10 @@ _OPAQUE = "[[auth.introspection]]\nname = 'x'\nendpoint = 'https://x/introspect'
             ["[[auth.oidc]] 1 grants: found 'everything'", "'sessions'"],
         ),
         (_OPAQUE, ["[[auth.introspection]] 1: give either secret_file or secret_env"]),
+        (
+            "[[auth.introspection]]\nname = 'x'\nendpoint = 'https://x/y'\nclient_id = 'g'\nsecret_env = 'A'\n",
+            ["[[auth.introspection]] 1: give audience or required_scopes"],
+        ),
         (
             _OPAQUE + "secret_env = 'A'\n" + _OPAQUE + "secret_env = 'B'",
             ["[auth]: each method needs a name of its own"],
