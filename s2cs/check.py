@@ -16,6 +16,7 @@ from s2cs import runtime
 from s2cs.identity.authenticator import Methods
 from s2cs.identity.certificates import read_client_ca
 from s2cs.identity.settings import Auth
+from s2cs.policy.decision import hidden_rules
 from s2cs.s2ds import confinement, landlock
 from s2cs.s2ds.contract import Capability
 from s2cs.s2ds.local import LocalDataServer
@@ -200,6 +201,10 @@ def _policy(settings: Settings) -> Iterator[Finding]:
             )
         else:
             yield Finding(True, f"[policy] {key}: {', '.join(map(str, networks))}")
+    for number, by in hidden_rules(settings.policy).items():
+        yield Finding(
+            True, f"[[policy.rules]] {number} is nobody's: rule {by} names all of them before it", warning=True
+        )
 
 
 def _limits(settings: Settings) -> Iterator[Finding]:

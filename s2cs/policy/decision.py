@@ -134,6 +134,18 @@ def rule_of(policy: Policy, user: Owner) -> tuple[int, Rule | None]:
     return 0, None
 
 
+def hidden_rules(policy: Policy) -> dict[int, int]:
+    """Find the rules that are nobody's, because an earlier one names all whom they name: number, and the earlier's."""
+    found = {}
+    for number, rule in enumerate(policy.rules, 1):
+        for by, earlier in enumerate(policy.rules[: number - 1], 1):
+            users, groups = set(earlier.users or ()), set(earlier.groups or ())
+            if EVERYBODY in users or (users >= set(rule.users or ()) and groups >= set(rule.groups or ())):
+                found[number] = by
+                break
+    return found
+
+
 def longest_lease(settings: Settings, user: Owner) -> int:
     """Tell the longest lease that a user gets, in seconds."""
     longest, _ = _longest(settings, user)

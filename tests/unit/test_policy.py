@@ -13,7 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s2cs.policy.addresses import embedded, never, own_addresses, plain
-from s2cs.policy.decision import Action, Forward, Lease, Open, Use, allowed_backends, decide, usual_lease
+from s2cs.policy.decision import (
+    Action,
+    Forward,
+    Lease,
+    Open,
+    Use,
+    allowed_backends,
+    decide,
+    hidden_rules,
+    usual_lease,
+)
 from s2cs.policy.reach import Reach
 from s2cs.policy.resolver import Resolver
 from s2cs.policy.sessions import admit_targets, objection
@@ -106,6 +116,23 @@ def test_a_rule_can_name_everybody_or_nobody() -> None:
     settings = Settings.model_validate({"policy": {"rules": rules}})
     assert str(decide(settings, DAVE, Open()).rule) == "[[policy.rules]] 3"
     assert usual_lease(settings, DAVE) == 600
+
+
+@pytest.mark.parametrize(
+    ("rules", "hidden"),
+    [
+        ([{"users": ["*"]}, {"users": ["alice"]}, {"groups": ["tomo"]}], {2: 1, 3: 1}),
+        ([{"users": ["alice", "bob"]}, {"users": ["alice"]}, {"users": ["alice", "carol"]}], {2: 1}),
+        ([{"users": ["alice"]}, {"users": ["alice"], "groups": ["tomo"]}, {"users": ["*"]}], {}),
+        ([{"groups": ["a"]}, {"groups": ["b"]}, {"groups": ["a"]}], {3: 1}),
+    ],
+)
+def test_rules_that_are_nobodys_are_found(rules: list[dict[str, Any]], hidden: dict[int, int]) -> None:
+    settings = Settings.model_validate({"policy": {"rules": rules}})
+    assert hidden_rules(settings.policy) == hidden
+    for number in hidden:
+        for name in rules[number - 1].get("users", []):
+            assert str(decide(settings, Owner("x", name), Open()).rule) != f"[[policy.rules]] {number}"
 
 
 NEVER = [
