@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from s2cs import runtime
+from s2cs.audit.log import directory_of
 from s2cs.identity.authenticator import Methods
 from s2cs.identity.certificates import read_client_ca
 from s2cs.identity.settings import Auth
@@ -50,6 +51,7 @@ def check(settings: Settings) -> list[Finding]:
         _policy,
         _identity,
         _limits,
+        _audit,
     ]
     return [finding for look in looks for finding in look(settings)]
 
@@ -101,6 +103,19 @@ def _directory(settings: Settings) -> Iterator[Finding]:
         yield Finding(False, f"state directory {directory} is open to others; mend: chmod 700 {directory}")
     else:
         yield Finding(True, f"state directory {directory} can be used, {megabytes} MiB free")
+
+
+def _audit(settings: Settings) -> Iterator[Finding]:
+    directory = directory_of(settings)
+    if not settings.audit.enabled:
+        yield Finding(True, "[audit] enabled is false: nobody will know who asked for what", warning=True)
+        return
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+        yield Finding(True, f"audit log {directory} can be written")
+    else:
+        refuses = "no session would begin; " if settings.audit.on_failure == "refuse" else ""
+        yield Finding(False, f"audit log {directory} cannot be written; {refuses}mend its owner, or [audit] directory")
 
 
 def _bind(address: str, port: int) -> OSError | None:

@@ -21,15 +21,24 @@ _ASIDE = {"file", "as_json"}  # parameters that say nothing of what was done
 class Recorded(click.Command):
     """A command that changes something: it is recorded with its arguments, done or refused."""
 
+    @property
+    def tells(self) -> bool:
+        """True when it only shows something, after all."""
+        return self.name in _TELLING
+
     def invoke(self, context: click.Context) -> object:
         """Run it, and record that."""
         try:
             done = super().invoke(context)
         except ScistreamError as error:
-            _note(context, {"decision": "refused", "reason": str(error)})
+            self._note(context, {"decision": "refused", "reason": str(error)})
             raise
-        _note(context, {"decision": "allowed"})
+        self._note(context, {"decision": "allowed"})
         return done
+
+    def _note(self, context: click.Context, outcome: dict[str, object]) -> None:
+        if not self.tells:
+            _note(context, outcome)
 
 
 class RecordedGroup(click.Group):
@@ -41,8 +50,6 @@ class RecordedGroup(click.Group):
 def _note(context: click.Context, outcome: dict[str, object]) -> None:
     from s2cs.settings import load  # noqa: PLC0415 - pydantic, which help needs not
 
-    if context.info_name in _TELLING:
-        return
     words, parent = [str(context.info_name)], context.parent
     while parent is not None and parent.parent is not None:  # but for the program itself
         words, parent = [str(parent.info_name), *words], parent.parent

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from s2cs.audit.acts import Recorded
+from s2cs.audit.acts import Recorded, RecordedGroup
 from s2cs.commands.common import CONTEXT, config_option, load, opened, utc
 from scistream.errors import DeadlineExceeded, InvalidArgument, NotFound, Unavailable
 from scistream.vocabulary import printable, shown
@@ -27,6 +27,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="One JSON ar
 
 
 @click.group(
+    cls=RecordedGroup,
     context_settings=CONTEXT,
     invoke_without_command=True,
     short_help="Show the sessions of this gateway, and end them.",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from s2cs.audit.acts import Recorded, RecordedGroup
 from s2cs.commands.common import CONTEXT, config_option, json_option, load, opened, utc, when
 from scistream.errors import FailedPrecondition, InvalidArgument, NotFound
 from scistream.vocabulary import parse_duration
@@ -64,7 +65,7 @@ def insider(users: Users, name: str) -> User:
     return found
 
 
-@click.command(short_help="Print a new token in place of one.", context_settings=CONTEXT)
+@click.command(cls=Recorded, short_help="Print a new token in place of one.", context_settings=CONTEXT)
 @click.argument("name")
 @click.option("--token", "token_id", default="", metavar="ID", help="Which token is to end [default: the only one].")
 @click.option(
@@ -106,7 +107,7 @@ def _one(users: Users, found: User, token_id: str) -> Token:
     return good[0]
 
 
-@click.group(context_settings=CONTEXT, epilog="Example: s2cs user token list alice")
+@click.group(cls=RecordedGroup, context_settings=CONTEXT, epilog="Example: s2cs user token list alice")
 def token() -> None:
     """Tokens of a user."""
 

@@ -117,6 +117,7 @@ def test_no_session_begins_unrecorded_and_the_log_goes_on_when_it_can(tmp_path: 
         else:
             pytest.fail("sessions go on to be opened")
         assert "the audit log in" in running.log
+        assert f"FAULT audit log {directory} cannot be written" in s2cs(running, "check").stdout
         directory.unlink()
         (running.directory / "away").rename(directory)
         for _ in range(100):

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,7 +72,18 @@ def test_a_session_from_request_to_release(running: Facilities, producer: Echo) 
     assert status["producer"]["labels"] == {"scan": "7"}
     assert status["producer"]["rate_bytes_per_s"] == 1_250_000_000
     assert status["consumer"]["targets"] == session["producer"]["listeners"]
-    assert uid in user.s2uc("status", uid).stdout
+    deadline = time.monotonic() + 20
+    while status["producer"]["traffic"]["connections_open"] and time.monotonic() < deadline:
+        time.sleep(0.1)
+        status = user.json("status", uid)
+    for side in ("producer", "consumer"):
+        traffic = status[side]["traffic"]
+        assert traffic["connections_total"] == 2
+        assert traffic["bytes_from_consumer"] == traffic["bytes_from_producer"] > 0
+    shown = user.s2uc("status", uid).stdout
+    assert uid in shown
+    assert "from the producer" in shown
+    assert "of 2 connections open" in shown
 
     watching = user.start("watch", "--json", uid)
     plain = user.start("watch", uid)
@@ -90,7 +102,9 @@ def test_a_session_from_request_to_release(running: Facilities, producer: Echo) 
     assert running.left() == {}
     assert user.records() == []
     assert user.json("list")["sessions"] == []
-    assert {one["state"] for one in user.json("list", "--all")["sessions"]} == {"RELEASED"}
+    ended = user.json("list", "--all")["sessions"]
+    assert {one["state"] for one in ended} == {"RELEASED"}
+    assert [one["traffic"]["connections_total"] for one in ended] == [2, 2]
     user.s2uc("release", uid)  # again: harmless
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+from s2cs.audit.acts import Recorded
 from s2cs.audit.calls import address
 from s2cs.audit.chain import Head, read, sealed
 from s2cs.audit.files import Files, Keeping, Record, files_in, opened
@@ -17,6 +19,7 @@ from s2cs.audit.flood import Flood
 from s2cs.audit.log import Audit
 from s2cs.audit.verify import verify
 from s2cs.auth import Caller, KeyHolder
+from s2cs.cli import cli
 from scistream.errors import InvalidArgument, Unavailable
 
 _PLENTY = Keeping(2**20, 10, 1e9)
@@ -258,6 +261,26 @@ def test_a_log_that_cannot_be_written_refuses_sessions_and_loses_nothing(tmp_pat
     lenient.flush(0.2)
     lenient.require()
     lenient.close()
+
+
+_UNRECORDED = {  # they tell and change nothing, or the gateway itself records what they do
+    *("init", "check", "serve", "reload", "doctor", "audit verify", "audit head", "audit show"),
+    *("sessions", "sessions list", "user", "user list", "user token", "user token list", "policy", "policy test"),
+}
+
+
+def commands(group: click.Group, path: str = "") -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        yield f"{path}{name}", command
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{path}{name} ")
+
+
+def test_every_command_that_changes_something_is_recorded() -> None:
+    found = dict(commands(cli))
+    telling = {name for name, command in found.items() if not isinstance(command, Recorded) or command.tells}
+    assert telling - _UNRECORDED == {"audit"}
+    assert {"drain", "user add", "user remove", "user disable", "user token revoke", "sessions kill"} <= set(found)
 
 
 def test_a_peer_is_its_address() -> None:
