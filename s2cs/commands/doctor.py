@@ -36,6 +36,7 @@ def doctor(file: Path | None, bandwidth: str | None, rtt: str | None, everything
     """
     from s2cs.doctor import Level, Need, judge, read  # noqa: PLC0415
     from s2cs.doctor.readings import Proxy, openssl_of  # noqa: PLC0415
+    from s2cs.runtime import place  # noqa: PLC0415
     from s2cs.s2ds.backends import BACKENDS  # noqa: PLC0415
 
     settings = _settings(file)
@@ -46,7 +47,7 @@ def doctor(file: Path | None, bandwidth: str | None, rtt: str | None, everything
         if not found.reason:
             openssl = openssl_of(found.program)
             proxies.append(Proxy(backend.name, found.version, str(found.program), openssl, found.caution))
-    readings = read(network.lan, network.wan, tuple(proxies))
+    readings = read(network.lan, network.wan, place(settings), tuple(proxies))
     wanted = _bandwidth(bandwidth) if bandwidth else network.bandwidth
     speeds = [link.speed for link in readings.links if "wan" in link.network and link.speed]
     need = Need(

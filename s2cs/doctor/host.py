@@ -90,7 +90,7 @@ def _kernel(readings: Readings) -> Iterator[Finding]:
         "Landlock",
         f"version {readings.landlock}" if readings.landlock else "none",
         "version 1 or later",
-        "with it a process without root can be shut out of files and ports that are not its own",
+        "with it a proxy can open no file but its own",
         "put landlock first into lsm= of GRUB_CMDLINE_LINUX in /etc/default/grub && update-grub && reboot",
         well=readings.landlock > 0,
     )
@@ -114,15 +114,14 @@ def _limits(readings: Readings, need: Need) -> Iterator[Finding]:
         "apt-get install chrony (or: timedatectl set-ntp true)",
         well=readings.clock_synchronised,
     )
-    if readings.run_filesystem:
-        yield finding(
-            "/run",
-            readings.run_filesystem,
-            "tmpfs",
-            "a key that lives in memory is on no disk when the machine goes",
-            "mount -t tmpfs -o mode=0755,nosuid,nodev tmpfs /run (systemd does so by itself)",
-            well=readings.run_filesystem in ("tmpfs", "ramfs"),
-        )
+    yield finding(
+        "keys of sessions",
+        f"{readings.keys} in memory" if readings.keys_in_memory else f"{readings.keys} on a disk",
+        "in memory",
+        "what is in memory is gone with the machine's power, and on no disk that is sold",
+        "mount -t tmpfs -o mode=0755,nosuid,nodev tmpfs /run (systemd does), or name a tmpfs as [server] runtime_dir",
+        well=readings.keys_in_memory,
+    )
 
 
 def _proxy(proxy: Proxy) -> Iterator[Finding]:

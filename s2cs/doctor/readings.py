@@ -16,6 +16,9 @@ from pathlib import Path
 
 import psutil
 
+from s2cs.runtime import in_memory
+from s2cs.s2ds.landlock import abi
+
 _SYSCTL = Path("/proc/sys")
 _NET = Path("/sys/class/net")
 SYSCTLS = (
@@ -39,7 +42,6 @@ SYSCTLS = (
     "net.netfilter.nf_conntrack_count",
     "net.netfilter.nf_conntrack_max",
 )
-_LANDLOCK_CREATE_RULESET = 444  # the same on every architecture
 _ADJTIME_UNSYNCHRONISED = 0x40
 
 
@@ -82,17 +84,19 @@ class Readings:
     tls_module: bool = False  # the kernel's TLS could be loaded
     descriptors: int = 0  # hard limit; 0 is none
     clock_synchronised: bool = True
-    run_filesystem: str = ""
+    keys: str = ""  # the directory that keys of sessions are in
+    keys_in_memory: bool = True
     landlock: int = 0  # version of its interface; 0 is none
     proxies: tuple[Proxy, ...] = ()
 
 
-def read(lan: str, wan: str, proxies: tuple[Proxy, ...] = ()) -> Readings:
+def read(lan: str, wan: str, keys: Path, proxies: tuple[Proxy, ...] = ()) -> Readings:
     """Read this host.
 
     Args:
         lan: the gateway's address towards the applications.
         wan: its address towards other facilities.
+        keys: the directory that keys of sessions are in, or will be.
         proxies: as its backends found them.
     """
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -106,8 +110,9 @@ def read(lan: str, wan: str, proxies: tuple[Proxy, ...] = ()) -> Readings:
         tls_module=bool(re.search(r"/tls\.ko", _text(Path(f"/lib/modules/{platform.release()}/modules.dep")))),
         descriptors=0 if hard == resource.RLIM_INFINITY else hard,
         clock_synchronised=_clock_synchronised(),
-        run_filesystem=_filesystem("/run"),
-        landlock=max(0, ctypes.CDLL(None).syscall(_LANDLOCK_CREATE_RULESET, 0, 0, 1)),
+        keys=str(keys),
+        keys_in_memory=in_memory(keys),
+        landlock=abi(),
         proxies=proxies,
     )
 
@@ -194,13 +199,3 @@ def _clock_synchronised() -> bool:
         return True
     status = ctypes.cast(ctypes.byref(state, 5 * ctypes.sizeof(ctypes.c_long)), ctypes.POINTER(ctypes.c_int))[0]
     return not status & _ADJTIME_UNSYNCHRONISED
-
-
-def _filesystem(path: str) -> str:
-    """The kind of file system that a path is on."""
-    best, kind = "", ""
-    for line in _text(Path("/proc/self/mounts")).splitlines():
-        _, where, what, *_ = line.split()
-        if len(where) >= len(best) and (path == where or path.startswith(where.rstrip("/") + "/")):
-            best, kind = where, what
-    return kind

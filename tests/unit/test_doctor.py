@@ -41,7 +41,7 @@ TUNED = Readings(  # a data transfer node that its engineer has prepared
     governors=frozenset({"performance"}),
     tls_module=True,
     descriptors=1_048_576,
-    run_filesystem="tmpfs",
+    keys="/run/scistream-1",
     landlock=4,
     proxies=(NGINX,),
 )
@@ -174,7 +174,7 @@ def test_a_tuned_host_gets_no_advice() -> None:
         (replace(TUNED, landlock=0), "Landlock", Level.ADVICE, "update-grub"),
         (replace(TUNED, descriptors=4096), "descriptors", Level.ADVICE, "LimitNOFILE=18064"),
         (replace(TUNED, clock_synchronised=False), "clock", Level.ADVICE, "chrony"),
-        (replace(TUNED, run_filesystem="ext4"), "/run", Level.ADVICE, "mount -t tmpfs"),
+        (replace(TUNED, keys_in_memory=False), "keys of sessions", Level.ADVICE, "[server] runtime_dir"),
         (replace(TUNED, proxies=()), "proxies", Level.FAULT, "apt-get install nginx libnginx-mod-stream"),
         (
             replace(TUNED, proxies=(Proxy("stunnel", "5.68", "/usr/bin/stunnel", caution="may miss the end"),)),
