@@ -11,6 +11,7 @@ from typing import NamedTuple
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from s2cs import unknown
 from s2cs.audit.log import Audit
 from s2cs.bounds import Bounds
 from s2cs.calls import CallCounter
@@ -132,7 +133,7 @@ class Control:
 
     def _made(self, credentials: Credentials) -> grpc.aio.Server:
         options = [*_OPTIONS, (_MOST, _most_connections())]
-        server = grpc.aio.server(interceptors=[self._counter, self._door], options=options)
+        server = unknown.server(interceptors=[self._counter, self._door], options=options)
         add_ControlServicer_to_server(self._servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

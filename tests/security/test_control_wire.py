@@ -93,6 +93,23 @@ def test_metadata_that_are_no_text(gate: Siege) -> None:
     assert "nearly-a-secret" not in gate.aps.log
 
 
+@pytest.mark.parametrize("path", [b"/scistream.Control\x80hello", b"\xff", b"", b"/", b"/a/b", b"/" + b"x" * 8000])
+def test_methods_that_are_none(gate: Siege, path: bytes) -> None:
+    """A name that is no text could end gRPC's server for everybody: it is refused like any other."""
+    with _connect(gate) as attacker:
+        block = http2.headers("hello", "made-up").replace(
+            http2.header(b":path", b"/scistream.Control/hello"), http2.header(b":path", path)
+        )
+        for stream in (1, 3, 5):
+            attacker.send(frame(Type.HEADERS, END_HEADERS | END_STREAM, stream, block))
+        attacker.ends(0.2)
+    with grpc.secure_channel(gate.aps.address, grpc.ssl_channel_credentials(gate.aps.ca)) as channel:
+        for method in ("/scistream.Control/nothing", "/none.such/method"):
+            with pytest.raises(grpc.RpcError) as refused:
+                channel.unary_unary(method)(b"", timeout=10)
+            assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
 # Many of a kind
 
 
