@@ -16,10 +16,11 @@ from s2cs.audit.log import Audit
 from s2cs.bounds import Bounds
 from s2cs.calls import CallCounter
 from s2cs.connections import Connections
+from s2cs.door import Door
 from s2cs.gateway import Gateway
 from s2cs.identity.authenticator import Authenticator
 from s2cs.metrics import Metrics
-from s2cs.servicer import Door, Servicer
+from s2cs.servicer import Servicer
 from scistream.errors import Unavailable
 from scistream.proto import scistream_pb2 as pb
 from scistream.proto.scistream_pb2_grpc import add_ControlServicer_to_server

@@ -2,191 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from contextvars import ContextVar
+from collections.abc import AsyncIterator, Iterator
 from math import inf
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any
 
-from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 import scistream
-from s2cs.audit.calls import Call, current
-from s2cs.audit.log import Audit
-from s2cs.auth import Caller, KeyHolder, bearer, digest, user_only
-from s2cs.bounds import Bounds, Visit
+from s2cs.audit.calls import current
+from s2cs.auth import user_only
+from s2cs.door import calling
 from s2cs.gateway import Gateway
-from s2cs.identity.authenticator import Authenticator
 from s2cs.identity.settings import Auth
 from s2cs.live import Item, News
 from s2cs.policy.decision import longest_lease, usual_lease
 from s2cs.s2ds.contract import Traffic, TunnelStatus
-from scistream.errors import InvalidArgument, ScistreamError, Unauthenticated
 from scistream.machine import Request, Session, State
 from scistream.proto import scistream_pb2 as pb
 from scistream.proto.scistream_pb2_grpc import ControlServicer
-from scistream.vocabulary import Rate, Role, Uid, printable
-from scistream.wire import OWN_WORDS, grpc, status_of
+from scistream.vocabulary import Rate, Role, Uid
 
 log = logging.getLogger(__name__)
 
-_caller: ContextVar[Caller | KeyHolder] = ContextVar("caller")
-_OPEN_TO_ALL = ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/List", "/scistream.Control/methods")
-_NOT_SERVED = "/grpc.health.v1.Health/Watch"  # would last as long as any stranger likes
-_OPEN_TO_KEYS = ("/scistream.Control/hello", "/scistream.Control/watch")  # whose session it is, is seen there
-_SCOPES = {  # what each method needs; those that are not named are for any user
-    "/scistream.Control/req": "sessions",
-    "/scistream.Control/hello": "sessions",
-    "/scistream.Control/update": "sessions",
-    "/scistream.Control/renew": "sessions",
-    "/scistream.Control/release": "sessions",
-    "/scistream.Control/list": "read",
-    "/scistream.Control/watch": "read",
-}
 _KINDS = {
     News.STATE: pb.SessionEvent.STATE,
     News.PROD_LISTENERS: pb.SessionEvent.PROD_LISTENERS,
     News.EXPIRY: pb.SessionEvent.EXPIRY,
     News.DATA_SERVER: pb.SessionEvent.DATA_SERVER,
 }
-
-
-class Door(grpc.aio.ServerInterceptor):
-    """Let in who has credentials, and turn errors into statuses: the one place for both."""
-
-    def __init__(self, authenticator: Authenticator, bounds: Bounds, audit: Audit) -> None:
-        self._authenticator = authenticator
-        self._bounds = bounds
-        self._audit = audit
-
-    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
-        """Wrap a method's handler."""
-        handler = await continuation(details)
-        if handler is None or details.method == _NOT_SERVED:
-            return None
-        if handler.unary_unary:
-            guarded = self._guard_unary(handler.unary_unary, handler.request_deserializer, details.method)
-            return grpc.unary_unary_rpc_method_handler(guarded, None, handler.response_serializer)
-        if handler.unary_stream:
-            guarded = self._guard_stream(handler.unary_stream, handler.request_deserializer, details.method)
-            return grpc.unary_stream_rpc_method_handler(guarded, None, handler.response_serializer)
-        guarded = self._guard_stream(handler.stream_stream, lambda requests: requests, details.method)
-        return grpc.stream_stream_rpc_method_handler(guarded, handler.request_deserializer, handler.response_serializer)
-
-    def _guard_unary(self, inner: Any, decode: Any, method: str) -> Any:
-        async def guarded(request: Any, context: Any) -> Any:
-            call = self._call(context, method)
-            try:
-                async with self._visit(context, method) as visit:
-                    call.by(await self._identify(context, method, visit))
-                    call.asks(message := _read(decode, request))
-                    answer = await inner(message, context)
-                    visit.good()
-            except asyncio.CancelledError:
-                call.abandoned()
-                raise
-            except Exception as error:
-                await self._refuse(error, context, method, call)
-            call.allowed()
-            return answer
-
-        return guarded
-
-    def _guard_stream(self, inner: Any, decode: Any, method: str) -> Any:
-        async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
-            call = self._call(context, method)
-            try:
-                async with self._visit(context, method) as visit:
-                    caller = await self._identify(context, method, visit)
-                    call.by(caller)
-                    call.asks(message := _read(decode, request))
-                    async with _as_long_as(caller):
-                        async for item in inner(message, context):
-                            visit.good()
-                            yield item
-            except Exception as error:
-                await self._refuse(error, context, method, call)
-
-        return guarded
-
-    def _call(self, context: Any, method: str) -> Call:
-        call = Call(self._audit, method, context.peer())
-        current.set(call)
-        return call
-
-    def _visit(self, context: Any, method: str) -> AbstractAsyncContextManager[Visit]:
-        return self._bounds.visit(context.peer(), _credential(context), method in _OPEN_TO_ALL)
-
-    async def _identify(self, context: Any, method: str, visit: Visit) -> Caller | KeyHolder | None:
-        if method in _OPEN_TO_ALL:
-            return None
-        values = _authorizations(context)
-        if len(values) > 1:
-            raise Unauthenticated("there is more than one authorization; send one")
-        caller = await self._authenticator.identify("".join(values), _certificate(context))
-        if isinstance(caller, Caller):
-            visit.good()
-        if isinstance(caller, Caller) or method not in _OPEN_TO_KEYS:
-            caller = user_only(caller).needs(_SCOPES.get(method, ""))
-        _caller.set(caller)
-        return caller
-
-    async def _refuse(self, error: Exception, context: Any, method: str, call: Call) -> NoReturn:
-        if isinstance(error, grpc.aio.AbortError):
-            raise error
-        if not isinstance(error, ScistreamError):
-            log.error("%s failed", method, exc_info=error)
-            error = ScistreamError("the gateway has an internal fault; its operator finds it in the log")
-        words = printable(str(error))  # whatever is quoted in it, a line of the log stays one line
-        log.info("%s from %s refused: %s: %s", method, context.peer(), error.status, words)
-        call.refused(error)
-        await context.abort(status_of(error), words, ((OWN_WORDS, error.status),))
-        raise AssertionError("abort raises")
-
-
-def _authorizations(context: Any) -> list[str]:
-    return [value for key, value in context.invocation_metadata() or () if key == "authorization"]
-
-
-def _certificate(context: Any) -> bytes:
-    """The client's certificate in PEM, which TLS has checked; empty on ports that want none."""
-    found: bytes = next(iter(context.auth_context().get("x509_pem_cert", ())), b"")
-    return found
-
-
-def _credential(context: Any) -> str:
-    """What a call brings, for counting: tokens begin with what tells them apart, and a JWT ends with it."""
-    token = bearer("".join(_authorizations(context)))
-    if not token:
-        certificate = _certificate(context)
-        return digest(certificate.decode()).hex() if certificate else ""
-    return token[::-1] if token.count(".") == 2 else token
-
-
-@asynccontextmanager
-async def _as_long_as(caller: Caller | KeyHolder | None) -> AsyncIterator[None]:
-    """End what goes on when the caller's credentials end."""
-    left = caller.expires_at - time.time() if isinstance(caller, Caller) and caller.expires_at != inf else None
-    try:
-        async with asyncio.timeout(left) as bound:
-            yield
-    except TimeoutError:
-        if bound.expired():
-            raise Unauthenticated("your credentials have come to their end meanwhile; log in again") from None
-        raise
-
-
-def _read(decode: Callable[[Any], Any], request: Any) -> Any:
-    """Decode a message here rather than in gRPC, which would answer UNKNOWN with Python's words."""
-    try:
-        return decode(request)
-    except DecodeError:
-        raise InvalidArgument("the message is not of this protocol; compare the client's version") from None
 
 
 class Servicer(ControlServicer):
@@ -197,13 +42,13 @@ class Servicer(ControlServicer):
 
     async def req(self, request: pb.Request, context: Any) -> pb.Response:
         """REQ."""
-        session = await self._gateway.request(_caller.get(), _decode(request), not request.immediate)
+        session = await self._gateway.request(calling.get(), _decode(request), not request.immediate)
         return self._response(session)
 
     async def hello(self, request: pb.Hello, context: Any) -> pb.AppResponse:
         """Hello."""
         role = Role.parse(request.role)
-        session = await self._gateway.hello(_caller.get(), Uid(request.uid), role, request.prod_listeners)
+        session = await self._gateway.hello(calling.get(), Uid(request.uid), role, request.prod_listeners)
         current.get().session = session
         return pb.AppResponse(
             message=_GREETINGS[session.role, session.state is State.ACTIVE],
@@ -214,7 +59,7 @@ class Servicer(ControlServicer):
     async def update(self, request: pb.UpdateTargets, context: Any) -> pb.Response:
         """UpdateTargets."""
         session = await self._gateway.update(
-            _caller.get(),
+            calling.get(),
             Uid(request.uid),
             Role.parse(request.role),
             request.remote_listeners,
@@ -225,28 +70,28 @@ class Servicer(ControlServicer):
 
     async def release(self, request: pb.Release, context: Any) -> pb.Response:
         """REL."""
-        return self._response(await self._gateway.release(_caller.get(), Uid(request.uid)))
+        return self._response(await self._gateway.release(calling.get(), Uid(request.uid)))
 
     async def renew(self, request: pb.Renew, context: Any) -> pb.Response:
         """A longer lease, and the next trust anchor."""
         uid = Uid(request.uid)
-        session = await self._gateway.renew(_caller.get(), uid, request.lease_s, request.trust_anchor)
+        session = await self._gateway.renew(calling.get(), uid, request.lease_s, request.trust_anchor)
         return self._response(session)
 
     async def list(self, request: pb.ListRequest, context: Any) -> pb.SessionList:
         """Sessions of the caller."""
-        found = await self._gateway.list(_caller.get(), request.uid)
+        found = await self._gateway.list(calling.get(), request.uid)
         return pb.SessionList(sessions=[self._info(*each) for each in found])
 
     async def watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.SessionEvent]:
         """A session's events."""
-        async for item in self._gateway.watch(_caller.get(), Uid(request.uid)):
+        async for item in self._gateway.watch(calling.get(), Uid(request.uid)):
             yield self._event(item)
 
     async def describe(self, request: pb.DescribeRequest, context: Any) -> pb.GatewayDescription:
         """What the gateway is, and who the caller is to it."""
         settings, server = self._gateway.settings, self._gateway.data_server
-        caller = user_only(_caller.get())
+        caller = user_only(calling.get())
         return pb.GatewayDescription(
             name=settings.server.name,
             version=scistream.__version__,
