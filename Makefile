@@ -14,11 +14,12 @@ TEST_WORKERS := 3
 # A stamp says what is installed, so that nothing is installed twice.
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
+PROMETHEUS := $(VENV)/bin/prometheus
 PROVIDER := tests/support/oidc
 PROVIDER_STAMP := $(PROVIDER)/node_modules/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 
-.PHONY: help demo test lint bench soak docs proto proxies provider clean
+.PHONY: help demo test lint bench soak docs proto proxies provider prometheus clean
 
 help: ## list what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -26,7 +27,7 @@ help: ## list what can be made
 demo: $(RUN_STAMP) ## two gateways on this machine, real proxies, real data
 	$(VENV)/bin/s2uc demo
 
-test: $(DEV_STAMP) proxies provider ## the whole test suite but the long runs
+test: $(DEV_STAMP) proxies provider prometheus ## the whole test suite but the long runs
 	$(PY) -m pytest -m "not soak" -n $(TEST_WORKERS) --dist loadscope
 
 lint: $(DEV_STAMP) ## style and types
@@ -38,7 +39,7 @@ bench: $(BENCH_STAMP) proxies ## all benchmarks in a quarter of an hour, into do
 	@deploy/install-rivals.sh || echo "going on without what could not be installed"
 	$(PY) -m bench --plots
 
-soak: $(DEV_STAMP) proxies provider ## the long runs
+soak: $(DEV_STAMP) proxies provider prometheus ## the long runs
 	$(PY) -m pytest -m soak --timeout 0
 
 docs: $(DEV_STAMP) ## the documentation site, into site/
@@ -51,6 +52,8 @@ proto: $(DEV_STAMP) ## the code generated from scistream.proto
 
 proxies: ## Stunnel, HAProxy and Nginx from the distribution, where missing
 	@deploy/install-proxies.sh
+
+prometheus: $(if $(shell command -v apt-get),$(PROMETHEUS)) ## the monitoring that tests load the alerts into, where apt is there
 
 provider: $(if $(shell command -v npm),$(PROVIDER_STAMP)) ## the OpenID Connect provider that tests use, where node is there
 	@command -v npm >/dev/null || echo "there is no npm here: tests that need an OpenID Connect provider are skipped"
@@ -76,6 +79,14 @@ $(PROVIDER_STAMP): $(PROVIDER)/package.json $(PROVIDER)/package-lock.json
 	@echo "installing the tests' OpenID Connect provider"
 	@if npm --prefix $(PROVIDER) ci --no-progress --loglevel=error; then touch $@; \
 	else echo "it could not be installed; the tests that need it are skipped, and say so"; fi
+
+# Unpacked, not installed: no test is to make a service run on this machine.
+$(PROMETHEUS): | $(PY)
+	@echo "fetching Prometheus into $(VENV)"
+	@mkdir -p $(VENV)/deb && cd $(VENV)/deb && if apt-get download -qq prometheus 2>/dev/null; \
+	then dpkg-deb -x prometheus_*.deb . && mv usr/bin/promtool usr/bin/prometheus ../bin/; \
+	else echo "it could not be fetched; the tests that need it are skipped, and say so"; fi
+	@rm -rf $(VENV)/deb
 
 $(BENCH_STAMP): pyproject.toml constraints.txt | $(PY)
 	@echo "installing into $(VENV), with what the benchmarks compare with"

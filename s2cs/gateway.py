@@ -71,7 +71,8 @@ _WARNING_S = 300.0  # before the end of a lease; a tenth of a short one
 
 _ENDING = (Effect.STOP, Effect.CUT)
 
-Observer = Callable[[Session, Session, float], None]  # the session before and after a step, and when
+# The session before and after a step, what it has moved in all if it ended and that is known, and when.
+Observer = Callable[[Session, Session, Traffic | None, float], None]
 
 
 class Gateway:
@@ -358,7 +359,7 @@ class Gateway:
                 self._sessions.save_sometime(after)
             live.become(after)
             for observer in self.observers:
-                observer(before, after, self.clock.now())
+                observer(before, after, live.traffic, self.clock.now())
             if after.state.ended and not before.state.ended:
                 live.ended_at = self.clock.now()
         for effect in effects:

@@ -21,6 +21,7 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
 
 import scistream
+from s2cs.s2ds.contract import Traffic
 from scistream.machine import Session, State
 from scistream.vocabulary import Role
 
@@ -71,6 +72,21 @@ class Metrics:
             ["backend"],
             registry=self._registry,
         )
+        self._bytes = Counter(
+            "scistream_traffic_bytes",
+            "What applications sent through sessions, without TLS.",
+            ["role", "backend", "direction"],
+            registry=self._registry,
+        )
+        self._connections = Counter(
+            "scistream_stream_connections",
+            "Connections of applications.",
+            ["role", "backend"],
+            registry=self._registry,
+        )
+        self._gateway = gateway
+        self._begin = gateway.clock.now()
+        self._seen: dict[str, Traffic] = {}  # by session, at the last look
         for role in Role:  # told as 0 before the first, so that a rate can be made of them
             self._opened.labels(role)
             for outcome in (State.RELEASED, State.EXPIRED, State.FAILED):
@@ -85,13 +101,37 @@ class Metrics:
         if seconds is not None:
             self._seconds.labels(method).observe(seconds)
 
-    def text(self) -> bytes:
+    async def text(self) -> bytes:
         """Give everything in Prometheus' text format."""
+        running = {session.id: session for session in self._gateway.running}
+        for status in await self._gateway.data_server.list():
+            if (session := running.get(status.id)) is not None:
+                self._moved(session, status.traffic)
         return generate_latest(self._registry)
 
-    def _stepped(self, before: Session, after: Session, now: float) -> None:
+    def _moved(self, session: Session, traffic: Traffic) -> None:
+        """Count what a session has moved since it was last looked at.
+
+        What it moved before this process was there is not counted: the process before has told it.
+        """
+        before = self._seen.get(session.id)
+        self._seen[session.id] = traffic
+        if before is None:
+            if session.created_at < self._begin:
+                return
+            before = Traffic()
+        for direction in ("from_producer", "from_consumer"):
+            more = getattr(traffic, direction) - getattr(before, direction)
+            self._bytes.labels(session.role, session.backend, direction).inc(max(0, more))
+        self._connections.labels(session.role, session.backend).inc(max(0, traffic.total - before.total))
+
+    def _stepped(self, before: Session, after: Session, traffic: Traffic | None, now: float) -> None:
         if before.state is after.state:
             return
+        if after.state.ended:
+            if traffic is not None:
+                self._moved(after, traffic)
+            self._seen.pop(after.id, None)
         if after.state is State.ACTIVE and before.state is State.STARTING:
             self._opened.labels(after.role).observe(max(0.0, now - after.created_at))
         elif after.state is State.RECOVERING:

@@ -99,7 +99,7 @@ class Web:
         self._sockets.clear()
 
     async def _metrics_page(self, request: Request) -> Response:
-        return Response(self._metrics.text(), headers={"Content-Type": _METRICS_TYPE})
+        return Response(await self._metrics.text(), headers={"Content-Type": _METRICS_TYPE})
 
     async def _healthz(self, request: Request) -> Response:
         return _verdict(self._gateway.unhealthy)

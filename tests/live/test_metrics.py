@@ -110,7 +110,19 @@ def test_no_label_names_anybody(served: tuple[GatewayProcess, str]) -> None:
         _, text = get(address, "metrics")
         client.release(pb.Release(uid=uid))
     labels = set(re.findall(r"(\w+)=\"", text))
-    assert labels == {"backend", "code", "gateway", "le", "method", "outcome", "role", "side", "state", "version"}
+    assert labels == {
+        "backend",
+        "code",
+        "direction",
+        "gateway",
+        "le",
+        "method",
+        "outcome",
+        "role",
+        "side",
+        "state",
+        "version",
+    }
     assert uid not in text
     assert "admin" not in text
 
