@@ -8,15 +8,19 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from bench import host
 
+_PART_S = 420.0  # then a part that hangs is given up, and the next one begins
 PARTS = ("datapath", "wan", "setup", "density", "control", "applications")
 RESULTS = Path(__file__).parent / "results"
 
@@ -51,7 +55,8 @@ def run(parts: list[str], quick: bool) -> dict[str, Any]:
         begin, load = time.monotonic(), host.load()
         print(f"\n== {part} (load {load:.1f})", flush=True)
         try:
-            found = import_module(f"bench.{part}").measure(quick, lambda line: print(line, flush=True))
+            with _bounded(_PART_S):
+                found = import_module(f"bench.{part}").measure(quick, lambda line: print(line, flush=True))
         except Exception as error:
             traceback.print_exc()
             result["failed"][part] = f"{type(error).__name__}: {error}"
@@ -60,6 +65,22 @@ def run(parts: list[str], quick: bool) -> dict[str, Any]:
         result["parts"][part] = found | {"load_before": load, "took_s": took, "commit": result["machine"]["commit"]}
         print(f"== {part}: {took:.0f} s", flush=True)
     return result
+
+
+@contextmanager
+def _bounded(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block when it takes too long."""
+
+    def give_up(number: int, frame: object) -> None:
+        raise TimeoutError(f"it took longer than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

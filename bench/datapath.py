@@ -26,7 +26,7 @@ def measure(quick: bool, report: Report) -> dict[str, Any]:
     Returns:
         `rows`: a way and a number of connections each, with medians and ratios; `missing`: what was left out, and why.
     """
-    rounds, seconds = (2, 0.5) if quick else (5, 1.0)
+    rounds, seconds = (1, 0.4) if quick else (4, 1.0)
     rows: list[dict[str, Any]] = []
     missing = ways.missing_backends()
     with tempfile.TemporaryDirectory(prefix="bench-") as directory, ExitStack() as stack:
