@@ -28,6 +28,7 @@ RESULTS = Path(__file__).parent / "results"
 def main(arguments: list[str] | None = None) -> int:
     """Run what is asked for, or everything; the exit status."""
     options = _parse(arguments)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what runs is ended
     if options.source:
         result: dict[str, Any] = json.loads(options.source.read_text())
     else:

@@ -78,7 +78,8 @@ def measure(quick: bool, report: Report) -> dict[str, Any]:
                 found["burst"].append(row)
                 report(
                     f"{row['count']:4} at once, {backend:8} all in {row['all_s']:.2f} s, {row['failed']} failed, "
-                    f"{row['per_s']:.0f}/s; release {row['release_per_s']:.0f}/s"
+                    f"{row['per_s']:.0f}/s; release {row['release_per_s']:.0f}/s, {row['release_failed']} failed "
+                    + " ".join(row["reasons"])
                 )
     found["shares"] = _shares(found["library"])
     return found
@@ -134,17 +135,21 @@ async def _burst(gateways: Sides, backend: str, target: Address, count: int) -> 
     took = time.perf_counter() - begin
     opened = [result for result in results if not isinstance(result, BaseException)]
     begin = time.perf_counter()
-    await asyncio.gather(*(session.release() for _, session in opened))
+    ends = await asyncio.gather(*(session.release() for _, session in opened), return_exceptions=True)
     released = time.perf_counter() - begin
+    stuck = [session for (_, session), end in zip(opened, ends, strict=True) if end is not None]
+    for session in stuck:
+        await session.release()
     return {
         "backend": backend,
         "count": count,
         "failed": count - len(opened),
+        "release_failed": len(stuck),
         "reasons": sorted({str(r) for r in results if isinstance(r, BaseException)})[:3],
         "all_s": took,
         "each_s": summary([timeline.first_byte for timeline, _ in opened]) if opened else {},
         "per_s": len(opened) / took,
-        "release_per_s": len(opened) / released,
+        "release_per_s": (len(opened) - len(stuck)) / released,
     }
 
 

@@ -121,12 +121,14 @@ def setup_floor(part: Part) -> str:
 
 def setup_burst(part: Part) -> str:
     """Many at once."""
-    head = ["backend", "at once", "failed", "all in", "each, p50", "p99", "set-ups per second", "releases per second"]
+    head = ["backend", "at once", "failed", "all in", "each, p50", "p99", "set-ups/s", "releases/s", "failed"]
     rows = []
     for row in part["burst"]:
         each = [f"{row['each_s'][q]:.2f} s" for q in ("p50", "p99")] if row["each_s"] else ["-", "-"]
         rates = [f"{row[name]:.0f}" for name in ("per_s", "release_per_s")]
-        rows.append([row["backend"], row["count"], row["failed"], f"{row['all_s']:.2f} s", *each, *rates])
+        rows.append(
+            [row["backend"], row["count"], row["failed"], f"{row['all_s']:.2f} s", *each, *rates, row["release_failed"]]
+        )
     return table(head, rows)
 
 
