@@ -127,7 +127,15 @@ def setup_burst(part: Part) -> str:
         each = [f"{row['each_s'][q]:.2f} s" for q in ("p50", "p99")] if row["each_s"] else ["-", "-"]
         rates = [f"{row[name]:.0f}" for name in ("per_s", "release_per_s")]
         rows.append(
-            [row["backend"], row["count"], row["failed"], f"{row['all_s']:.2f} s", *each, *rates, row["release_failed"]]
+            [
+                row["backend"],
+                row["count"],
+                row["failed"],
+                f"{row['all_s']:.2f} s",
+                *each,
+                *rates,
+                row.get("release_failed", 0),
+            ]
         )
     return table(head, rows)
 
