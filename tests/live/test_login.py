@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 
 import s2uc
+from s2uc.blocking import wait_for
 from s2uc.config import UserConfig
-from s2uc.login import Ended, Prompt, Wish
+from s2uc.login import Ended, Prompt, Who, Wish, aio
 from scistream.errors import FailedPrecondition, Unauthenticated
 from scistream.vocabulary import Endpoint
 from tests.support.gateways import gateway
@@ -45,15 +46,32 @@ class Site:
         """Somebody who is known to alcf, and not to aps."""
         return self.both.user
 
-    def log_in(self, *options: str, who: str = "ada", method: str = "lab", expect: int = 0) -> str:
-        """Log in at aps in a browser; what the command says."""
-        command = ("login", "aps", "--method", method, *options)
-        done = self.user.s2uc(*command, expect=expect, BROWSER=BROWSER.format(who))
-        return done.stdout + done.stderr
+    @property
+    def config(self) -> str:
+        """The user's directory."""
+        return str(self.user.config)
+
+    def log_in(self, who: str = "ada", method: str = "lab") -> Who:
+        """Log in at aps, from a program: that is quicker than a command and a browser."""
+        visits: list[threading.Thread] = []
+
+        def act(prompt: Prompt) -> None:
+            visits.append(threading.Thread(target=Browser(who).finish, args=(prompt.page,)))
+            visits[0].start()
+
+        found = s2uc.login.in_browser("aps", Wish(method=method, start=False), config=self.config, show=act)
+        visits[0].join(20)
+        return found
 
     def tokens(self) -> dict[str, Any]:
         """What is kept of the login at aps."""
         found: dict[str, Any] = json.loads((self.user.config / "logins/aps.json").read_text())
+        return found
+
+    def put(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """Change what is kept of the login at aps; all of it."""
+        found = self.tokens() | changes
+        (self.user.config / "logins/aps.json").write_text(json.dumps(found))
         return found
 
 
@@ -109,14 +127,15 @@ def site(running: Site) -> Iterator[Site]:
     """The same for all, with nobody logged in at aps."""
     yield running
     running.issuer.set(accessTokenTtl=3600, outage=None)
-    running.user.s2uc("logout", "aps", "--no-revoke")
+    wait_for(aio.log_out(UserConfig(running.user.config), "aps", revoke=False))
 
 
 # Logging in
 
 
 def test_in_a_browser(site: Site) -> None:
-    said = site.log_in()
+    done = site.user.s2uc("login", "aps", "--method", "lab", BROWSER=BROWSER.format("ada"))
+    said = done.stdout + done.stderr
     assert f"lets you log in at {site.issuer.issuer} for {AUDIENCE}" in said
     assert re.search(r"you are lab:ada \(user, in lab:b7\) by oidc for .*, until 20.* UTC at gateway aps", said)
     kept = site.tokens()
@@ -252,11 +271,13 @@ def test_nobody_is_told_to_log_in(site: Site) -> None:
 
 
 def test_a_token_that_has_ended_is_renewed_by_commands_and_programs(site: Site) -> None:
-    site.issuer.set(accessTokenTtl=2)
     site.log_in()
-    first = site.tokens()
+    site.issuer.set(accessTokenTtl=1)
+    now = time.time()
+    quick = site.issuer.tokens("ada", scope="openid sessions read", resource=AUDIENCE)
+    first = site.put({key: quick[key] for key in ("access_token", "refresh_token")} | {"expires_at": now + 1})
     site.issuer.set(accessTokenTtl=600)
-    time.sleep(max(0.0, first["expires_at"] + 0.1 - time.time()))
+    time.sleep(1.5)
     with site.both.aps.client(first["access_token"]) as client, pytest.raises(Exception, match="expired"):
         client.list(s2uc.gateway.pb.ListRequest())
     assert site.user.json("list", "--gateway", "aps")["sessions"] == []
@@ -264,29 +285,25 @@ def test_a_token_that_has_ended_is_renewed_by_commands_and_programs(site: Site) 
     assert second["access_token"] != first["access_token"]
     assert second["refresh_token"] != first["refresh_token"]
 
-    config = UserConfig(site.user.config)
-    path = config.directory / "logins/aps.json"
-    path.write_text(json.dumps(second | {"expires_at": time.time() - 1}))
-    assert s2uc.login.who("aps", config=str(config.directory)).user == "lab:ada"
+    site.put({"expires_at": time.time() - 1})
+    assert s2uc.login.who("aps", config=site.config).user == "lab:ada"
     assert site.tokens()["access_token"] != second["access_token"]
 
 
 def test_a_program_outlives_its_tokens(site: Site) -> None:
-    site.issuer.set(accessTokenTtl=2)
     site.log_in()
-    before = site.issuer.counts()["/token"]
-    ended = site.tokens()["expires_at"]
+    site.issuer.set(accessTokenTtl=1)
+    site.put({"expires_at": time.time() - 1})
+    before, end = site.issuer.counts()["/token"], time.time() + 3
 
     async def work() -> None:
         live = UserConfig(site.user.config).gateway("aps").live()
         async with s2uc.GatewayClient(live) as client:
-            while time.time() < ended + 2.5:
+            while time.time() < end:
                 await client.list()
 
-    from s2uc.blocking import wait_for
-
     wait_for(work())
-    assert 2 <= site.issuer.counts()["/token"] - before <= 4
+    assert site.issuer.counts()["/token"] - before >= 2
 
 
 def test_the_issuer_ends_a_login(site: Site) -> None:
@@ -380,14 +397,7 @@ def test_tokens_in_the_keyring(site: Site, tmp_path: Path) -> None:
 
 
 def test_a_program_logs_in_and_out(site: Site) -> None:
-    config = str(site.user.config)
-    shown: list[Prompt] = []
-
-    def act(prompt: Prompt) -> None:
-        shown.append(prompt)
-        threading.Thread(target=Browser("ada").finish, args=(prompt.page,)).start()
-
-    who = s2uc.login.in_browser("aps", Wish(method="lab", start=False), config=config, show=act)
+    config, who = site.config, site.log_in()
     assert (who.user, who.admin) == ("lab:ada", False)
     assert s2uc.login.who("aps", config=config).until == who.until
     assert s2uc.login.out("aps", config=config) is Ended.REVOKED
@@ -396,4 +406,3 @@ def test_a_program_logs_in_and_out(site: Site) -> None:
         s2uc.login.who("aps", config=config)
     with pytest.raises(FailedPrecondition, match="with_token"):
         s2uc.login.in_browser("alcf", config=config)
-    assert not shown[0].opened
