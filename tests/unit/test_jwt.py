@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jwt
@@ -62,6 +63,11 @@ def token(
         return jwt.encode(said, key, algorithm=algorithm, headers={"kid": kid, **(header or {})} if kid else header)
 
 
+def later(*arguments: Any, **claims: Any) -> Callable[[], str]:
+    """The same, made when it is needed: its times are from then."""
+    return lambda: token(*arguments, **claims)
+
+
 async def identified(text: str, **settings: Any) -> Caller:
     made = method(**settings)
     try:
@@ -71,57 +77,58 @@ async def identified(text: str, **settings: Any) -> Caller:
 
 
 @pytest.mark.parametrize(
-    "text",
+    "made",
     [
-        token(),
-        token(P256, "ES256", "p256"),
-        token(ED, "EdDSA", "ed"),
-        token(RSA, "PS256"),
-        token(aud=["other", "gw"]),
-        token(header={"typ": "at+jwt"}),
-        token(header={"typ": "application/at+JWT"}),
-        token(exp=-20),
-        token(nbf=20, iat=20),
-        token(P256, "ES256", None),  # there is only one for it
+        later(),
+        later(P256, "ES256", "p256"),
+        later(ED, "EdDSA", "ed"),
+        later(RSA, "PS256"),
+        later(aud=["other", "gw"]),
+        later(header={"typ": "at+jwt"}),
+        later(header={"typ": "application/at+JWT"}),
+        later(exp=-20),
+        later(nbf=20, iat=20),
+        later(P256, "ES256", None),  # there is only one for it
     ],
 )
-async def test_good(text: str) -> None:
-    caller = await identified(text)
+async def test_good(made: Callable[[], str]) -> None:
+    caller = await identified(made())
     assert (caller.id, caller.name, caller.role, caller.method) == ("oidc:lab:ada", "lab:ada", Rank.USER, "oidc")
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("made", "says"),
     [
-        (token(exp=-40), "has expired"),
-        (token(exp=None), "is not one that can be read"),
-        (token(exp="soon"), "is not one that can be read"),
-        (token(exp=float("inf")), "is not one that can be read"),
-        (token(exp=float("nan")), "is not one that can be read"),
-        (token(nbf=60), "is not good yet"),
-        (token(iat=60), "is not good yet"),
-        (token(aud="other"), "is not for this gateway; ask for one with the audience gw"),
-        (token(aud=None), "is not one that can be read"),
-        (token(aud=["gw2"]), "is not for this gateway"),
-        (token(iss="https://other"), "is of another issuer"),
-        (token(sub=None), "is not one that can be read"),
-        (token(sub=""), "does not say whose it is"),
-        (token(sub="a\nb"), "does not say whose it is"),
-        (token(sub="a" * 256), "does not say whose it is"),
-        (token(sub="Ada Lovelace"), "claim sub of the token of lab has 'Ada Lovelace' for a name"),
-        (token(SHORT, kid="short"), "with a key that its issuer has not"),
-        (token(P384, "ES384", "p384"), "is signed by 'ES384', and accepted are RS256"),
-        (token("c2VjcmV0-secret-secret-secret-secret-secret", "HS256", "secret"), "is signed by 'HS256'"),
-        (token(kid="sealing"), "with a key that its issuer has not"),
-        (token(kid="junk"), "with a key that its issuer has not"),
-        (token(kid="gone"), "with a key that its issuer has not"),
-        (token(RSA, "RS256", "p256"), "with a key that its issuer has not"),
-        (token(header={"typ": "logout+jwt"}), "is no access token"),
-        (token(header={"crit": ["exp"], "exp": 1}), "is not one that can be read"),
-        (token(kid=None), "with a key that its issuer has not"),  # three could be meant
+        (later(exp=-40), "has expired"),
+        (later(exp=None), "is not one that can be read"),
+        (later(exp="soon"), "is not one that can be read"),
+        (later(exp=float("inf")), "is not one that can be read"),
+        (later(exp=float("nan")), "is not one that can be read"),
+        (later(nbf=60), "is not good yet"),
+        (later(iat=60), "is not good yet"),
+        (later(aud="other"), "is not for this gateway; ask for one with the audience gw"),
+        (later(aud=None), "is not one that can be read"),
+        (later(aud=["gw2"]), "is not for this gateway"),
+        (later(iss="https://other"), "is of another issuer"),
+        (later(sub=None), "is not one that can be read"),
+        (later(sub=""), "does not say whose it is"),
+        (later(sub="a\nb"), "does not say whose it is"),
+        (later(sub="a" * 256), "does not say whose it is"),
+        (later(sub="Ada Lovelace"), "claim sub of the token of lab has 'Ada Lovelace' for a name"),
+        (later(SHORT, kid="short"), "with a key that its issuer has not"),
+        (later(P384, "ES384", "p384"), "is signed by 'ES384', and accepted are RS256"),
+        (later("c2VjcmV0-secret-secret-secret-secret-secret", "HS256", "secret"), "is signed by 'HS256'"),
+        (later(kid="sealing"), "with a key that its issuer has not"),
+        (later(kid="junk"), "with a key that its issuer has not"),
+        (later(kid="gone"), "with a key that its issuer has not"),
+        (later(RSA, "RS256", "p256"), "with a key that its issuer has not"),
+        (later(header={"typ": "logout+jwt"}), "is no access token"),
+        (later(header={"crit": ["exp"], "exp": 1}), "is not one that can be read"),
+        (later(kid=None), "with a key that its issuer has not"),  # three could be meant
     ],
 )
-async def test_bad(text: str, says: str) -> None:
+async def test_bad(made: Callable[[], str], says: str) -> None:
+    text = made()
     with pytest.raises(Unauthenticated) as caught:
         await identified(text)
     assert says in str(caught.value)
