@@ -222,12 +222,12 @@ def _file(besieged: Siege, dialog: Dialog) -> tuple[Directives, dict[str, str]]:
     name = BACKENDS[dialog.used].config
     (path,) = (
         path
-        for path in (besieged.aps.directory / "state" / "tunnels").glob(f"*/{name}")
+        for path in besieged.aps.tunnels.glob(f"*/{name}")
         if dialog.uid in (text := path.read_text()) and str(dialog.listener.port) in text
     )
     assert all(ord(character) < 128 for character in path.read_text())
     target = Endpoint.parse(dialog.info.targets[0])
-    tunnel = path.relative_to(besieged.aps.directory / "state" / "tunnels").parts[0]
+    tunnel = path.relative_to(besieged.aps.tunnels).parts[0]
     values = {"uid": dialog.uid, "listener": str(dialog.listener.port), "target": str(target), "tunnel": tunnel}
     return PARSERS[dialog.used](path.read_text()), values
 

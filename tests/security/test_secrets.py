@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from s2cs import runtime
 from tests.support.gateways import Client, GatewayProcess, gateway
 from tests.support.sessions import Opened, echo, open_pair
+from tests.support.user import User
 
 _KEY = b"PRIVATE KEY"
 
@@ -55,3 +58,56 @@ def test_keys_are_in_memory_for_their_proxy_and_in_no_process_or_store(
             for path in [running.directory / "serve.log", *(running.directory / "state").glob("s2cs.db*")]:
                 assert not any(secret in path.read_bytes() for secret in secrets), path
         session.release()
+
+
+class _Watched:
+    """All that a running program and those below it show: files in a directory, arguments, environments."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.secrets: dict[bytes, Path] = {}
+        self.shown: dict[str, bytes] = {}
+
+    def look(self, pid: int) -> None:
+        """Take in what there is now."""
+        links = [path.resolve() for path in self._directory.rglob("tunnels")]
+        for place in (self._directory, *links):
+            for path in place.rglob("*"):
+                with suppress(OSError):
+                    if path.is_file():
+                        self._take(path)
+        with suppress(psutil.Error):
+            for process in psutil.Process(pid).children(recursive=True):
+                with suppress(psutil.Error):
+                    self.shown[f"arguments of {process.pid}"] = "\0".join(process.cmdline()).encode()
+                    self.shown[f"environment of {process.pid}"] = "\0".join(process.environ().values()).encode()
+
+    def _take(self, path: Path) -> None:
+        content = path.read_bytes()
+        if path.name == "token" or _KEY in content:
+            assert path.stat().st_mode & 0o027 == 0, path
+            lines = content.splitlines()
+            key = next((n + 1 for n, line in enumerate(lines) if _KEY in line), 0)
+            if len(lines) > key and len(lines[key]) > 30:
+                self.secrets[lines[key]] = path
+        else:
+            self.shown[str(path)] = content
+
+
+def test_a_demonstration_shows_no_secret(tmp_path: Path) -> None:
+    """Gateways, users, keys and streams of `s2uc demo`, watched from the start to the end."""
+    (tmp_path / "tmp").mkdir()
+    demo = User(tmp_path / "config").start("--verbose", "demo", "--seconds", "4", TMPDIR=str(tmp_path / "tmp"))
+    watched = _Watched(tmp_path / "tmp")
+    while demo.poll() is None:
+        watched.look(demo.pid)
+        time.sleep(0.1)
+    words, errors = demo.communicate()
+    assert demo.returncode == 0, errors
+    watched.shown["output"] = (words + errors).encode()
+    names = {path.name for path in watched.secrets.values()}
+    assert {"token", "server.key", "leaf.pem"} <= names, names  # a leaf's file has its key, too
+    assert any(name.startswith("arguments") for name in watched.shown)
+    for where, content in watched.shown.items():
+        for secret, path in watched.secrets.items():
+            assert secret not in content, (where, path)

@@ -199,6 +199,15 @@ def siege(directory: Path) -> Iterator[Siege]:
             assert running.process.poll() is None
             assert running.leftovers() == {}
             assert "Traceback" not in running.log
+            _see_no_token(running.directory, [*alice, *mallory, running.token])
+
+
+def _see_no_token(directory: Path, tokens: list[str]) -> None:
+    """See that, after all of it, the log, the audit log and the store hold no token; the admin's own file does."""
+    for file in directory.rglob("*"):
+        if file.is_file() and file != directory / "token":
+            content = file.read_bytes()
+            assert not any(token.encode() in content for token in tokens), file
 
 
 def client_hello() -> bytes:
