@@ -126,6 +126,8 @@ class Facility:
         if self.plane.program:
             programs = f"{{ {self.plane.backend} = '{self.plane.program}' }}"
             settings["SCISTREAM_S2DS__PROGRAMS"] = programs
+            if os.geteuid() == 0 and not _open_to_all(self.plane.program):
+                settings["SCISTREAM_S2DS__USER"] = "root"  # nobody else could start it
         with self._log.open("ab") as log:
             command = (sys.executable, "-m", "s2cs", *arguments)
             process = await asyncio.create_subprocess_exec(
@@ -152,6 +154,11 @@ async def _ended(process: asyncio.subprocess.Process) -> int:
             process.kill()
         await process.wait()
         raise
+
+
+def _open_to_all(program: Path) -> bool:
+    """Tell whether every user gets to a program: not where it is in a home that is closed to others."""
+    return all(directory.stat().st_mode & 0o001 for directory in program.resolve().parents)
 
 
 def _free_port() -> int:

