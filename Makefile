@@ -90,5 +90,5 @@ $(PROMETHEUS): | $(PY)
 
 $(BENCH_STAMP): pyproject.toml constraints.txt | $(PY)
 	@echo "installing into $(VENV), with what the benchmarks compare with"
-	@$(INSTALL) --editable '.[dev,docs,embedded,bench]'
+	@$(INSTALL) --editable '.[dev,docs,embedded,keyring,bench]'
 	@touch $@ $(DEV_STAMP) $(RUN_STAMP)
