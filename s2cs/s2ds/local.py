@@ -41,7 +41,8 @@ log = logging.getLogger(__name__)
 
 __all__ = ["Interface", "LocalConfig", "LocalDataServer"]
 
-_FRESH_S = 0.5  # so old may be what `list` tells
+_FRESH_S = 0.5  # so old may be what `list` tells ...
+_FRESH_MOST = 64  # ... of so many tunnels; of more it tells what was counted last: a look at all takes too long to wait
 TIDY_S = 10.0  # between looks at the proxies' logs
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -195,7 +196,8 @@ class LocalDataServer:
     async def list(self, *ids: str) -> tuple[TunnelStatus, ...]:
         """All tunnels there are, or those there are of these ids."""
         wanted = [self._tunnels[id] for id in ids or self._tunnels if id in self._tunnels]
-        if stale := [tunnel for tunnel in wanted if time.monotonic() - tunnel.looked_at > _FRESH_S]:
+        stale = [tunnel for tunnel in wanted if time.monotonic() - tunnel.looked_at > _FRESH_S]
+        if stale and len(stale) <= _FRESH_MOST:
             await self._look(stale)
         return tuple(tunnel.status for tunnel in wanted)
 
