@@ -78,6 +78,8 @@ def gateway(
     init = [sys.executable, "-m", "s2cs", "init", str(directory), *ports, *where, *options]
     with node.inside():
         subprocess.run(init, check=True, capture_output=True)
+    if not node.address.startswith("127."):  # the application is on the gateway itself, which has to be named alone
+        settings = {"POLICY__TARGETS": f'["{node.address}/32"]', **settings}
     environ = {f"SCISTREAM_{name}": value for name, value in settings.items()}
     log = directory / "serve.log"
     command = [sys.executable, "-m", module, "serve", "--config", str(directory / "s2cs.toml")]
