@@ -29,6 +29,7 @@ from scistream.wire import CHANNEL_OPTIONS, MAX_MESSAGE_BYTES, MAX_METADATA_BYTE
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["Control"].full_name
 _HEALTH_S = 0.5
+_LOOK_S, _REFUSALS = 2.0, 3  # whether the port is still there
 _GRACE_S = 30.0  # for what is under way on connections with the certificate before
 _MOST = "grpc.max_allowed_incoming_connections"
 _OPTIONS = [
@@ -104,6 +105,16 @@ class Control:
             await self._health.set(_SERVICE, status.NOT_SERVING if fault else status.SERVING)
             await asyncio.sleep(_HEALTH_S)
 
+    async def lost(self) -> None:
+        """Wait until the control port refuses connections although nobody closed it: gRPC's own loop has ended.
+
+        It does not come back by itself, and does not tell.
+        """
+        refused = 0
+        while refused < _REFUSALS:
+            await asyncio.sleep(_LOOK_S)
+            refused = refused + 1 if await _refuses(self._listen[0]) else 0
+
     async def replace(self, credentials: Credentials) -> None:
         """Serve new connections with other credentials; what is under way on the old ones may end.
 
@@ -144,6 +155,18 @@ class Control:
             asking = grpc.ssl_server_credentials(own, credentials.client_ca, require_client_auth=True)
             _add_ports(server, credentials.client_listen, asking)
         return server
+
+
+async def _refuses(endpoint: Endpoint) -> bool:
+    try:
+        async with asyncio.timeout(_LOOK_S):
+            _, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
+    except ConnectionRefusedError:
+        return True
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return False
 
 
 def _see_free(endpoint: Endpoint) -> None:

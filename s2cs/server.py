@@ -28,7 +28,7 @@ from s2cs.s2ds.confinement import keep_keys_in
 from s2cs.s2ds.local import Interface, LocalConfig, LocalDataServer
 from s2cs.settings import Settings, fingerprint, load, succeed
 from s2cs.store import SqliteStore, Store
-from scistream.errors import FailedPrecondition, InvalidArgument, ScistreamError
+from scistream.errors import FailedPrecondition, InvalidArgument, ScistreamError, Unavailable
 from scistream.x509 import check_server_certificate
 
 if TYPE_CHECKING:
@@ -59,21 +59,25 @@ async def serve(file: Path | None) -> None:
         where = ", ".join(map(str, settings.server.listen))
         log.info("gateway %s serves on %s", settings.server.name, where)
         _notify("READY=1")
+        lost = asyncio.create_task(running.control.lost())
         while not stop.is_set():
-            await _first(stop, reload)
+            await _first(lost, stop, reload)
+            if lost.done():
+                raise Unavailable(f"control port {where} closed by itself; streams go on, start s2cs again")
             if reload.is_set():
                 reload.clear()
                 _notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
                 await running.reload(file)
                 _notify("READY=1")
+        lost.cancel()
         log.info("gateway %s stops", settings.server.name)
         _notify("STOPPING=1")
 
 
-async def _first(*events: asyncio.Event) -> None:
-    """Wait for one of several events."""
+async def _first(task: asyncio.Task[None], *events: asyncio.Event) -> None:
+    """Wait for a task's end or one of several events."""
     waits = [asyncio.create_task(event.wait()) for event in events]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait([task, *waits], return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
 
@@ -94,7 +98,7 @@ class _Running:
         self._audit = audit
         self._gateway = gateway
         self._data_server = data_server
-        self._control = control
+        self.control = control
         self._authenticator = authenticator
         self._credentials = _credentials(gateway.settings)
         control.bind(self._credentials)
@@ -105,7 +109,7 @@ class _Running:
             settings = load(file)
             credentials, methods = _credentials(settings), Methods(settings.auth)
             if credentials != self._credentials:
-                await self._control.replace(credentials)
+                await self.control.replace(credentials)
                 self._credentials = credentials
         except ScistreamError as error:
             log.error("not reloaded, the old settings stay in force: %s", error)
