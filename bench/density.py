@@ -19,9 +19,11 @@ from bench.sessions import Opener, opener
 from bench.stats import line, summary
 from bench.traffic import producer
 from bench.ways import missing_backends, usable_backends
+from s2cs.s2ds.procfs import alive
 from scistream.proto import scistream_pb2 as pb
 
 Report = Callable[[str], None]
+_OPENING_S = 120.0  # then fewer sessions have to do; the row says how many there were
 LIMITS = {"LIMITS__SESSIONS": "100000", "LIMITS__CONNECTIONS": "65000", "LIMITS__CALL_RATE": "100000"}
 
 
@@ -52,20 +54,24 @@ async def _grow(
 ) -> list[dict[str, Any]]:
     rows = []
     opened: list[str] = []
+    deadline = time.perf_counter() + _OPENING_S
     async with opener(running, target, backend) as sessions:
         empty = _memory(running.pid)
         for count in counts:
             begin = time.perf_counter()
-            more = await sessions.open_many(count - len(opened), 4)
+            more = await sessions.open_until(count - len(opened), 4, deadline)
             rate = len(more) / (time.perf_counter() - begin)
             opened += [uid for uid, _ in more]
-            row = {"backend": backend, "sessions": count, "open_per_s": rate, "empty_mb": empty["pss_mb"]}
+            row = {"backend": backend, "sessions": len(opened), "open_per_s": rate, "empty_mb": empty["pss_mb"]}
             row |= await look(running, sessions, idle_s)
             rows.append(row)
             report(_line(row))
+            if len(opened) < count:
+                break
+        proxies = running.proxies()
         took = await sessions.release_many(opened, 4)
         rows[-1]["release_per_s"] = len(opened) / took
-        rows[-1]["left"] = sorted(running.proxies())
+        rows[-1]["left"] = sorted(pid for pid in proxies if alive(pid))
         report(f"{backend:8} {len(opened)} released in {took:.1f} s, {len(rows[-1]['left'])} processes left")
     return rows
 

@@ -46,7 +46,7 @@ class RunningGateway:
 
     def proxies(self) -> set[int]:
         """Processes that run in one of its tunnels' directories."""
-        tunnels = str(self.directory / "state" / "tunnels")
+        tunnels = str((self.directory / "state" / "tunnels").resolve())  # a link to where the secrets are
         found = set()
         for process in psutil.process_iter():
             try:

@@ -16,6 +16,8 @@ from scistream.proto import scistream_pb2 as pb
 from scistream.vocabulary import Role, Uid
 from scistream.x509 import SessionCA
 
+_CHUNK = 250
+
 
 class Opener:
     """Open and release one-sided sessions over one control connection."""
@@ -41,6 +43,13 @@ class Opener:
     async def open_many(self, count: int, at_once: int) -> list[tuple[str, float]]:
         """Open many, so many of them at the same time."""
         return await _bounded([self.open() for _ in range(count)], at_once)
+
+    async def open_until(self, count: int, at_once: int, deadline: float) -> list[tuple[str, float]]:
+        """Open many, but begin no more of them after a time (of the performance counter)."""
+        opened: list[tuple[str, float]] = []
+        while len(opened) < count and (not opened or time.perf_counter() < deadline):
+            opened += await self.open_many(min(_CHUNK, count - len(opened)), at_once)
+        return opened
 
     async def release_many(self, uids: Sequence[str], at_once: int) -> float:
         """Release many; seconds that it took."""

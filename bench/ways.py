@@ -70,6 +70,8 @@ def _tunnel(
     before = [each.proxies() for each in gateways]
     with user.session([target], streams, backend) as addresses:
         producer, consumer = (sorted(each.proxies() - old) for each, old in zip(gateways, before, strict=True))
+        if not (producer and consumer):
+            raise RuntimeError("the session's proxies are not found, so they cannot be measured")
         yield Road(addresses, producer, consumer)
 
 
