@@ -22,7 +22,7 @@ _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 def about(session: Session, **fields: object) -> dict[str, object]:
     """Give the fields of an event about a session, for the `extra` of a call that logs."""
-    return {"session": str(session.uid), "role": str(session.role), "owner": session.owner, **fields}
+    return {"session": str(session.uid), "role": str(session.role), "owner": session.owner.name, **fields}
 
 
 def configure(form: Format, verbose: bool, stream: TextIO | None = None) -> None:

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from s2cs.logs import configure
+from s2cs.logs import about, configure
+from scistream.machine import Owner, Request, Waits, open_session
+from scistream.vocabulary import Role, Uid
 
 
 @pytest.fixture(autouse=True)
@@ -68,3 +70,9 @@ def test_auto_is_json_where_nobody_looks_and_text_on_a_terminal() -> None:
 def test_verbose_tells_details() -> None:
     assert sum("detail" in line for line in lines("json", verbose=True)) == 1
     assert sum("detail" in line for line in lines("json")) == 0
+
+
+def test_an_event_about_a_session_names_it_and_its_owner() -> None:
+    request = Request(uid=Uid("scan-7"), role=Role.PROD, num_conn=1)
+    session = open_session("id-1", Owner("local:1", "alice"), request, 0.0, 60, Waits(10, 10))
+    assert about(session, state="ACTIVE") == {"session": "scan-7", "role": "PROD", "owner": "alice", "state": "ACTIVE"}
