@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.place import Missing
+from bench.gateways import gateway
+from bench.place import Missing, Node, cpu_seconds, pss_bytes
+from bench.sessions import opener
 from bench.traffic import connect, producer, round_trips, transfer
 from bench.wan import Wire, two_sites
 
@@ -28,6 +30,18 @@ def test_a_part_runs_by_one_command_and_writes_its_result(tmp_path: Path) -> Non
     rows = result["parts"]["control"]["rows"]
     assert [row["sessions"] for row in rows] == [1, 100]
     assert all(row["list_ms"]["p50"] > 0 for row in rows)
+
+
+async def test_the_proxies_of_a_gateway_are_found_and_measured(tmp_path: Path) -> None:
+    with gateway(tmp_path / "g", Node()) as running:
+        async with opener(running, "127.0.0.1:9") as sessions:
+            assert not running.proxies()
+            uid, _ = await sessions.open()
+            found = running.proxies()
+            assert pss_bytes(found) > 1_000_000
+            assert cpu_seconds(found) > 0
+            await sessions.release_many([uid], 1)
+            assert not running.proxies()
 
 
 def test_an_unknown_part_is_said() -> None:
