@@ -19,13 +19,15 @@ from s2cs.s2ds.backends.base import Backend, Found
 from s2cs.s2ds.config import Interface, LocalConfig
 from s2cs.s2ds.confinement import Confinement, choose
 from s2cs.s2ds.contract import BackendInfo, Bridge, Reservation, Traffic, TunnelEvent, TunnelSpec, TunnelStatus
+from s2cs.s2ds.counting import Counting
+from s2cs.s2ds.events import Events
 from s2cs.s2ds.files import room
 from s2cs.s2ds.generations import entrust
 from s2cs.s2ds.launchers import LAUNCHERS
-from s2cs.s2ds.meter import measure
 from s2cs.s2ds.ports import Listeners, too_few
 from s2cs.s2ds.proxy import handles
 from s2cs.s2ds.record import Record
+from s2cs.s2ds.runner import Means
 from s2cs.s2ds.tunnel import Tunnel
 from scistream.errors import (
     AlreadyExists,
@@ -57,11 +59,10 @@ class LocalDataServer:
         self._config = config
         self._launcher = LAUNCHERS[config.launcher]
         self._tunnels: dict[str, Tunnel] = {}
-        self._watches: set[_Watch] = set()
+        self._events = Events()
+        self._counting = Counting()
         self._lock: int | None = None
         self._background: list[asyncio.Task[None]] = []
-        self._to_look_at: list[Tunnel] = []
-        self._next_look: asyncio.Task[None] | None = None
         self._confinement: Confinement | None = None
 
     async def open(self) -> None:
@@ -89,29 +90,7 @@ class LocalDataServer:
     async def _count(self) -> None:
         while True:
             await asyncio.sleep(self._config.count_s)
-            await self._look(list(self._tunnels.values()))
-
-    async def _look(self, tunnels: list[Tunnel]) -> None:
-        """Read the kernel's counters, for all tunnels at once."""
-        looks = [(tunnel, tunnel.look()) for tunnel in tunnels]
-        try:
-            live = await asyncio.to_thread(measure, [group for _, look in looks for group in look.groups])
-        except OSError as error:
-            log.warning("open connections are not counted: %s", error)
-            return
-        for tunnel, look in looks:
-            tunnel.measured(look, {group.leader: live[group.leader] for group in look.groups if group.leader in live})
-
-    async def _look_soon(self, tunnel: Tunnel) -> None:
-        """Read the kernel's counters for a tunnel, together with those who ask at the same time."""
-        self._to_look_at.append(tunnel)
-        if self._next_look is None:
-            self._next_look = asyncio.create_task(self._look_at_those())
-        await asyncio.shield(self._next_look)
-
-    async def _look_at_those(self) -> None:
-        tunnels, self._to_look_at, self._next_look = self._to_look_at, [], None
-        await self._look(tunnels)
+            await self._counting.look(list(self._tunnels.values()))
 
     def configure(self, config: LocalConfig) -> None:
         """Take other settings for the tunnels to come; what belongs to this server as a whole stays as it is."""
@@ -120,9 +99,16 @@ class LocalDataServer:
         self._config = replace(config, **fixed)
 
     async def close(self) -> None:
-        """End all tunnels, and whatever watches them. Closing twice is harmless."""
-        await asyncio.gather(*(self.stop(id) for id in list(self._tunnels)))
+        """End all tunnels, and whatever watches them. Closing twice is harmless.
+
+        Raises:
+            Unavailable: a tunnel could not be ended; the server that opens the directory next has it.
+        """
+        ends = await asyncio.gather(*(self.stop(id) for id in list(self._tunnels)), return_exceptions=True)
         self.let_go()
+        for fault in ends:
+            if isinstance(fault, BaseException):
+                raise fault
 
     def let_go(self) -> None:
         """Close, and leave all tunnels running for the server that opens the directory next."""
@@ -131,8 +117,7 @@ class LocalDataServer:
         for tunnel in self._tunnels.values():
             tunnel.release_hold()
         self._tunnels.clear()
-        for watch in list(self._watches):
-            watch.end()
+        self._events.end()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -161,19 +146,8 @@ class LocalDataServer:
             listeners.close()
             shutil.rmtree(directory, ignore_errors=True)
             raise
-        tunnel = Tunnel(
-            self._config,
-            self._launcher,
-            self._confined,
-            record,
-            backend,
-            found,
-            listeners,
-            self._publish,
-            self._look_soon,
-        )
-        self._tunnels[spec.id] = tunnel
-        return Reservation(backend.name, listeners.advertised, tunnel.key.csr(spec.uid, spec.role))
+        self._tunnels[spec.id] = self._tunnel_of(record, backend, found, listeners)
+        return Reservation(backend.name, listeners.advertised, record.key.csr(spec.uid, spec.role))
 
     async def start(self, id: str, bridge: Bridge) -> None:
         """Open the way; return when connections are served."""
@@ -198,12 +172,12 @@ class LocalDataServer:
         wanted = [self._tunnels[id] for id in ids or self._tunnels if id in self._tunnels]
         stale = [tunnel for tunnel in wanted if time.monotonic() - tunnel.looked_at > _FRESH_S]
         if stale and len(stale) <= _FRESH_MOST:
-            await self._look(stale)
+            await self._counting.look(stale)
         return tuple(tunnel.status for tunnel in wanted)
 
     def watch(self) -> AsyncIterator[TunnelEvent]:
         """Follow what happens to tunnels, from this call on."""
-        return _Watch(self._watches)
+        return self._events.watch()
 
     def backends(self) -> tuple[BackendInfo, ...]:
         """The backends of this node, usable or not."""
@@ -225,6 +199,11 @@ class LocalDataServer:
     def _confined(self) -> Confinement:
         assert self._confinement is not None, "open() decides it"
         return self._confinement
+
+    def _tunnel_of(self, record: Record, backend: Backend, found: Found, listeners: Listeners) -> Tunnel:
+        means = Means(self._config, self._launcher, self._confined)
+        events, counting = self._events, self._counting
+        return Tunnel(means, record, backend, found, listeners, events.publish, counting.look_soon)
 
     def _tunnel(self, id: str) -> Tunnel:
         try:
@@ -254,10 +233,6 @@ class LocalDataServer:
             reasons.append(reason)
         raise FailedPrecondition("; ".join(reasons))
 
-    def _publish(self, event: TunnelEvent) -> None:
-        for watch in list(self._watches):
-            watch.put(event)
-
     async def _adopt(self, directory: Path) -> None:
         """Take up one tunnel, or end what is left of one that cannot be."""
         try:
@@ -269,17 +244,7 @@ class LocalDataServer:
             log.warning("%s is cleared away: %s", directory, error)
             await self._clear(directory)
             return
-        tunnel = Tunnel(
-            self._config,
-            self._launcher,
-            self._confined,
-            record,
-            backend,
-            self._find(backend),
-            listeners,
-            self._publish,
-            self._look_soon,
-        )
+        tunnel = self._tunnel_of(record, backend, self._find(backend), listeners)
         self._tunnels[record.spec.id] = tunnel
         entrust(directory, self._confined)
         await tunnel.adopt()
@@ -299,34 +264,6 @@ class LocalDataServer:
         left = [self._launcher.adopt(handle) for handle in found]
         await asyncio.gather(*(p.stop(Signals.SIGTERM, self._config.grace_s) for p in left if p is not None))
         shutil.rmtree(directory, ignore_errors=True)
-
-
-class _Watch:
-    """One reader of events."""
-
-    def __init__(self, watches: set[_Watch]) -> None:
-        self._queue: asyncio.Queue[TunnelEvent | None] = asyncio.Queue()
-        self._watches = watches
-        watches.add(self)
-
-    def put(self, event: TunnelEvent) -> None:
-        self._queue.put_nowait(event)
-
-    def end(self) -> None:
-        self._watches.discard(self)
-        self._queue.put_nowait(None)
-
-    def __aiter__(self) -> _Watch:
-        return self
-
-    async def __anext__(self) -> TunnelEvent:
-        if (event := await self._queue.get()) is None:
-            self._queue.put_nowait(None)
-            raise StopAsyncIteration
-        return event
-
-    async def aclose(self) -> None:
-        self.end()
 
 
 def _locked(directory: Path, confinement: Confinement) -> int:

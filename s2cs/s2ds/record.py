@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
 from s2cs.s2ds.confinement import Confinement
-from s2cs.s2ds.contract import TunnelSpec
+from s2cs.s2ds.contract import Bridge, TunnelSpec
 from s2cs.s2ds.files import make, write
 from s2cs.s2ds.generations import entrust
 from scistream.errors import InvalidArgument, ScistreamError
@@ -26,6 +27,20 @@ class Record:
     backend: str
     ports: tuple[int, ...]
     key: PrivateKey
+
+    def check(self, bridge: Bridge) -> None:
+        """See that a bridge is for this tunnel.
+
+        Raises:
+            InvalidArgument: it has no target, a target that is a name, or credentials of another session, side or key.
+        """
+        spec = self.spec
+        if not bridge.targets:
+            raise InvalidArgument(f"tunnel {spec.id} was given no target; name at least one HOST:PORT")
+        for target in bridge.targets:
+            if target.ip is None:
+                raise InvalidArgument(f"target {target} is a name; resolve it to an IP address first")
+        bridge.credentials.check(spec.uid, spec.role, self.key.key.public_key(), datetime.now(UTC))
 
     def save(self, directory: Path, confinement: Confinement) -> None:
         """Write it down; the directory is made.

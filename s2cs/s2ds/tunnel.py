@@ -6,28 +6,20 @@ import asyncio
 import shutil
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from contextlib import suppress
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from signal import Signals
 
 from s2cs.s2ds import procfs
-from s2cs.s2ds.backends.base import Backend, Found, Plan, Reload
-from s2cs.s2ds.buffers import send_buffer
-from s2cs.s2ds.config import LocalConfig
-from s2cs.s2ds.confinement import Confinement
+from s2cs.s2ds.backends.base import Backend, Found, Reload
 from s2cs.s2ds.contract import Bridge, Change, Traffic, TunnelEvent, TunnelState, TunnelStatus
-from s2cs.s2ds.generations import Generations
-from s2cs.s2ds.launchers.base import Job, Launcher, Running
-from s2cs.s2ds.logs import SessionLog, last_words
+from s2cs.s2ds.logs import last_words
 from s2cs.s2ds.meter import Group, Ledger, Live, Look, Meter
 from s2cs.s2ds.pacing import pace_opened
 from s2cs.s2ds.ports import Listeners
-from s2cs.s2ds.proxy import Proxy, clear, handles, log_of, until_released, until_serving
+from s2cs.s2ds.proxy import Proxy, until_released, until_serving
 from s2cs.s2ds.record import Record
-from scistream.errors import FailedPrecondition, InvalidArgument, ScistreamError, Unavailable
-from scistream.vocabulary import Role
+from s2cs.s2ds.runner import Means, Runner
+from scistream.errors import FailedPrecondition, ScistreamError, Unavailable
 
 _LAST_LOOKS_S = 0.2  # between looks at the kernel's counters while a tunnel is stopped
 
@@ -37,9 +29,7 @@ class Tunnel:
 
     def __init__(
         self,
-        config: LocalConfig,
-        launcher: Launcher,
-        confinement: Confinement,
+        means: Means,
         record: Record,
         backend: Backend,
         found: Found,
@@ -47,17 +37,15 @@ class Tunnel:
         report: Callable[[TunnelEvent], None],
         look: Callable[[Tunnel], Awaitable[None]],
     ) -> None:
-        self.spec = spec = record.spec
+        self.spec = record.spec
         self.listeners = listeners
         self.backend = backend
-        self.key = record.key
-        self._config = config
-        self._launcher = launcher
-        self._confinement = confinement
+        self._record = record
+        self._config = means.config
         self._found = found
         self._report = report
         self._look = look  # lets `measured` know what the kernel counts
-        self._directory = config.directory / spec.id
+        self._directory = means.config.directory / record.spec.id
         self._state = TunnelState.RESERVED
         self._reason = ""
         self._restarts = 0
@@ -66,8 +54,7 @@ class Tunnel:
         self._draining: list[Proxy] = []
         self._ledger = Ledger(self._directory / "traffic.json")
         self._meter = Meter(self._ledger)
-        self._files = Generations(self._directory, backend.config, confinement)
-        self._launched = 0
+        self._runner = Runner(means, record, backend, found, listeners, self._ledger)
         self._lock = asyncio.Lock()  # one change of the process at a time
         self._work: set[asyncio.Task[None]] = set()  # all that stop() has to interrupt
         self._stopping: asyncio.Task[None] | None = None
@@ -128,15 +115,10 @@ class Tunnel:
 
     async def adopt(self) -> None:
         """Take up what an earlier server left: keep the proxy that lives, start it again if it died."""
-        self._files = Generations.regain(self._directory, self.backend.config, self._confinement)
-        self._launched = max((number for number, _ in handles(self._directory)), default=0)
-        for handle in list(self._directory.glob("check-*.handle")):
-            if (check := self._launcher.adopt(handle)) is not None:
-                await check.stop(Signals.SIGKILL, 0)
-            clear(handle)
-        if not self._files.in_force:
+        left = await self._runner.regain()
+        if not self._runner.files.in_force:
             return  # it was reserved, and not started
-        for proxy in self._left():
+        for proxy in left:
             if self._proxy is not None:
                 self._draining.append(self._proxy)
                 self._proxy.process.signal(self.backend.drain)
@@ -144,7 +126,8 @@ class Tunnel:
         for proxy in self._proxies:
             self._attend(proxy)
         if self._proxy is None:
-            await self._restart(f"{self.backend.name} died while nobody watched it")
+            async with self._lock:
+                await self._recover(f"{self.backend.name} died while nobody watched it")
         else:
             self._state = TunnelState.RUNNING
 
@@ -158,20 +141,6 @@ class Tunnel:
             proxy.process.let_go()
         self.listeners.close()
 
-    def _left(self) -> Iterator[Proxy]:
-        """Find the proxies that live, oldest first, and clear away after those that do not."""
-        for _, handle in handles(self._directory):
-            process = self._launcher.adopt(handle)
-            if process is not None:
-                yield self._proxy_of(process, handle)
-            else:
-                self._log_of(handle).end()
-                clear(handle)
-
-    async def _restart(self, reason: str) -> None:
-        async with self._lock:
-            await self._recover(reason)
-
     def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Run something that `stop` interrupts."""
         task = asyncio.create_task(work)
@@ -183,7 +152,7 @@ class Tunnel:
         """Open the way, once."""
         if self._state is not TunnelState.RESERVED:
             raise FailedPrecondition(f"tunnel {self.spec.id} was started before; it is {self._state}: use update")
-        self._check(bridge)
+        self._record.check(bridge)
         self._state = TunnelState.STARTING
         await self._interruptible(self._start(bridge))
 
@@ -191,7 +160,7 @@ class Tunnel:
         """Lead new connections elsewhere; the old ones stay."""
         if self._state is not TunnelState.RUNNING:
             raise FailedPrecondition(f"tunnel {self.spec.id} is {self._state}, not running; update it when it is")
-        self._check(bridge)
+        self._record.check(bridge)
         await self._interruptible(self._update(bridge))
 
     async def stop(self, cut: bool = False) -> Traffic:
@@ -203,15 +172,6 @@ class Tunnel:
                 proxy.process.signal(Signals.SIGKILL)
         await asyncio.shield(self._stopping)
         return self._meter.traffic
-
-    def _check(self, bridge: Bridge) -> None:
-        if not bridge.targets:
-            raise InvalidArgument(f"tunnel {self.spec.id} was given no target; name at least one HOST:PORT")
-        for target in bridge.targets:
-            if target.ip is None:
-                raise InvalidArgument(f"target {target} is a name; resolve it to an IP address first")
-        spec = self.spec
-        bridge.credentials.check(spec.uid, spec.role, self.key.key.public_key(), datetime.now(UTC))
 
     async def _interruptible(self, work: Coroutine[None, None, None]) -> None:
         """Do what `stop` may interrupt; whoever waits then hears of it."""
@@ -226,7 +186,7 @@ class Tunnel:
     async def _start(self, bridge: Bridge) -> None:
         try:
             async with self._lock:
-                self._files.switch(self._write(bridge))
+                self._runner.files.switch(self._runner.write(bridge))
                 self._proxy = await self._launch()
         except BaseException as error:
             self._state = TunnelState.FATAL
@@ -238,10 +198,10 @@ class Tunnel:
         async with self._lock:
             if (proxy := self._proxy) is None or (process := proxy.process).ended:
                 raise FailedPrecondition(f"tunnel {self.spec.id} is being restarted; update it again in a moment")
-            files, inodes, timeout_s = self._files, self.listeners.inodes, self._config.start_timeout_s
-            old, new = files.in_force, self._write(bridge)
+            files, inodes, timeout_s = self._runner.files, self.listeners.inodes, self._config.start_timeout_s
+            old, new = files.in_force, self._runner.write(bridge)
             try:
-                await self._check_files(new)
+                await self._runner.check(new)
                 files.switch(new)
                 if self.backend.reload is Reload.SIGNAL:
                     before, offset = procfs.children(process.pid), proxy.log.size()
@@ -267,8 +227,10 @@ class Tunnel:
         await self._look(self)
         looking = asyncio.create_task(self._look_to_the_end())
         polite, grace_s = (Signals.SIGKILL, 0.0) if cut else (self.backend.drain, self._config.grace_s)
-        await asyncio.gather(*(p.process.stop(polite, grace_s) for p in self._proxies))
-        looking.cancel()
+        try:
+            await asyncio.gather(*(p.process.stop(polite, grace_s) for p in self._proxies))
+        finally:
+            looking.cancel()
         self._read_logs()
         for proxy in self._proxies:
             self._meter.lose(proxy.process.pid)
@@ -284,48 +246,9 @@ class Tunnel:
             await self._look(self)
 
     async def _launch(self) -> Proxy:
-        """Start the proxy on the sockets, with the files in force; return when it serves, or leave nothing."""
-        to_the_wan = self.spec.role is Role.PROD  # data comes from the producer
-        self.listeners.listen(self.spec.pace, send_buffer(self._config.in_flight) if to_the_wan else 0)
-        self._launched += 1
-        command = self.backend.command(self._found.program, self._files.config)
-        proxy = self._run(command, f"proxy-{self._launched}")
-        try:
-            await until_serving(proxy, self.backend, self.listeners.inodes, self._config.start_timeout_s)
-        except BaseException:
-            await _finished(proxy.process.stop(Signals.SIGKILL, 0))
-            proxy.forget()
-            raise
+        proxy = await self._runner.launch()
         self._attend(proxy)
         return proxy
-
-    def _run(self, command: tuple[str, ...], name: str) -> Proxy:
-        sockets, handle = self.listeners.sockets, Path(f"{name}.handle")
-        environment = self.backend.environment(len(sockets))
-        confined = self._confinement
-        job = Job(command, self._directory, confined, sockets, environment, log_of(handle), handle)
-        process = self._launcher.launch(job)
-        return self._proxy_of(process, self._directory / handle)
-
-    def _proxy_of(self, process: Running, handle: Path) -> Proxy:
-        return Proxy(process, self._log_of(handle), handle)
-
-    def _log_of(self, handle: Path) -> SessionLog:
-        return SessionLog(log_of(handle), self.backend, self.spec.role, self._ledger)
-
-    async def _check_files(self, generation: int) -> None:
-        """Let the proxy itself judge new files, where it has a way to."""
-        command = self.backend.check_command(self._found.program, self._files.stage(generation))
-        if command is None:
-            return
-        check = self._run(command, f"check-{generation}")
-        try:
-            await check.process.wait(self._config.start_timeout_s)
-            if check.process.ended != "exited with status 0":
-                raise Unavailable(f"{self.backend.name} refuses the new configuration{last_words(check.log.since())}")
-        finally:
-            await _finished(check.process.stop(Signals.SIGKILL, 0))
-            check.forget()
 
     def _attend(self, proxy: Proxy) -> None:
         """Keep an eye on a proxy that serves."""
@@ -374,22 +297,3 @@ class Tunnel:
         self._state = TunnelState.FATAL
         self.listeners.close()  # to refuse connections is kinder than to let them wait for nobody
         self._report(TunnelEvent(self.spec.id, Change.FATAL, self._reason))
-
-    def _write(self, bridge: Bridge) -> int:
-        """Write a generation of files beside the one in force."""
-        files, credentials = self._files, bridge.credentials
-        as_root = self._confinement.as_root
-        plan = Plan.of(self.spec, bridge, self.listeners.bound, self._config, files.next, as_root)
-        leaf = credentials.certificate.pem + self.key.pem
-        return files.write(self.backend.configuration(plan, self._found), leaf, credentials.trusted_pem)
-
-
-async def _finished(work: Awaitable[None]) -> None:
-    """Await something to its end even when cancelled meanwhile; the cancellation is passed on after it."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        with suppress(asyncio.CancelledError):
-            await task
-        raise
