@@ -405,6 +405,34 @@ def test_bad_settings(tmp_path: Path) -> None:
         LocalConfig(tmp_path / 'a";b', lo, lo, PortRange(1, 2))
 
 
+def test_a_node_that_starts_no_more_threads_starts_no_proxy_and_says_so(tmp_path: Path) -> None:
+    script = """
+import asyncio, os, resource, sys
+from pathlib import Path
+from s2cs.s2ds.launchers import LAUNCHERS
+from s2cs.s2ds.launchers.base import Job
+from scistream.errors import Unavailable
+
+async def main():
+    if os.geteuid() == 0:  # no limit holds for root
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    try:
+        LAUNCHERS["process"].launch(Job(("/bin/true",), Path(sys.argv[1])))
+    except Unavailable as error:
+        print(error)
+asyncio.run(main())
+"""
+    config(tmp_path, PortRange(1, 2), Flavour("", "auto"))  # everybody passes
+    place = tmp_path / "place"
+    place.mkdir()
+    place.chmod(0o777)
+    run = subprocess.run([sys.executable, "-c", script, place], capture_output=True, text=True, check=False)
+    assert "/bin/true could not be started: Resource temporarily unavailable" in run.stdout, run.stderr
+
+
 async def test_strangers_who_knock_do_not_fill_the_disk(
     kind: Flavour, tmp_path: Path, range_: PortRange, monkeypatch: pytest.MonkeyPatch
 ) -> None:

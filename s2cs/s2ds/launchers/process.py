@@ -217,7 +217,10 @@ def _confined(job: Job, start: Callable[[], int]) -> int:
             started.append(error)
 
     thread = threading.Thread(target=run, name="launch")
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # all that Python says of it
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
     thread.join()
     match started:
         case [int(pid)]:
