@@ -73,7 +73,8 @@ class Confinement:
         """Confine this thread, and the proxy of a tunnel that it will start."""
         landlock.forbid_new_privileges()
         if landlock.abi():
-            landlock.restrict((*_READ, program.parent, directory), (*_WRITE, directory / RUN, log))
+            programs = {program.parent, program.resolve().parent}  # what is named may be a link
+            landlock.restrict((*_READ, *programs, directory), (*_WRITE, directory / RUN, log))
 
     def closed(self, path: Path) -> Path | None:
         """Find the first directory on the way to a path that they cannot pass."""

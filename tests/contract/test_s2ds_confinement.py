@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from s2cs.s2ds import landlock
+from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.backends.stunnel import _written
 from s2cs.s2ds.confinement import RUN, Confinement, choose, own
 from s2cs.s2ds.launchers import LAUNCHERS
@@ -77,6 +79,17 @@ async def test_a_proxy_has_no_privileges_and_leaves_no_core(name: str, tmp_path:
         os.kill(pids[0], signal.SIGSEGV)
         assert "SIGSEGV" in (await asyncio.wait_for(anext(watch), 10)).reason
         assert not list(tmp_path.rglob("*core*"))
+
+
+async def test_a_program_may_be_named_by_a_link(tmp_path: Path, range_: PortRange) -> None:
+    kind = flavour("nginx")
+    for name in ("named", "real"):
+        (tmp_path / name).mkdir(mode=0o755)
+    shutil.copy(BACKENDS["nginx"].find(None).program, tmp_path / "real" / "nginx")
+    (tmp_path / "named" / "nginx").symlink_to(tmp_path / "real" / "nginx")
+    named = Flavour("nginx", kind.backend, {kind.backend: tmp_path / "named" / "nginx"})
+    async with local(config(tmp_path / "d", range_, named)) as server:
+        assert await started(server, "x")
 
 
 async def test_another_sessions_files_are_out_of_reach(
