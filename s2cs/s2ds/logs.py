@@ -35,13 +35,14 @@ class SessionLog:
         """Empty the log when it takes too much room: who knocks at a WAN port writes a line without any right to.
 
         In place, because the proxy has it open. One that does not append leaves a hole before its next line, which
-        takes no room.
+        takes no room, and which `read` skips.
         """
         try:
             if self.path.stat().st_blocks * 512 > MOST_BYTES:
                 self.read()
                 self._ledger.save()
                 os.truncate(self.path, 0)
+                self._ledger.offsets[self.path.name] = 0
         except OSError:
             return
 
@@ -62,7 +63,7 @@ class SessionLog:
             return
         try:
             with self.path.open("rb") as file:
-                file.seek(offset if size > offset else 0)
+                file.seek(offset if size > offset else 0, os.SEEK_DATA)
                 while chunk := file.read(_CHUNK):
                     whole, end, _ = chunk.rpartition(b"\n")
                     if not end and len(chunk) < _CHUNK:

@@ -159,7 +159,8 @@ class Meter:
     def forget(self, leader: int) -> None:
         """Know no open connections of a proxy any more: its record has them."""
         self._gone.add(leader)
-        self._live.pop(leader, None)
+        if (live := self._live.pop(leader, None)) is not None:  # what it had open has been closed since
+            self._closed_then += Moved(live.up, live.down, live.open)
 
     @property
     def traffic(self) -> Traffic:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from s2cs.s2ds.backends import BACKENDS
-from s2cs.s2ds.logs import SessionLog
+from s2cs.s2ds.logs import MOST_BYTES, SessionLog
 from s2cs.s2ds.meter import Ledger, Live, Look, Meter, Moved
 from s2cs.s2ds.sockdiag import connections
 from scistream.vocabulary import Role
@@ -70,6 +70,22 @@ def test_a_log_that_was_emptied_is_read_on(tmp_path: Path) -> None:
     assert ledger.closed.connections == 5
 
 
+@pytest.mark.parametrize("appends", [True, False])
+def test_nothing_is_missed_between_two_looks_at_a_log_that_is_emptied(tmp_path: Path, appends: bool) -> None:
+    file, ledger = tmp_path / "proxy-1.log", Ledger(tmp_path / "traffic.json")
+    log = SessionLog(file, BACKENDS["haproxy"], Role.PROD, ledger)
+    with file.open("ab" if appends else "wb") as proxy:
+        proxy.write(b"somebody knocked\n" * (MOST_BYTES // 16))
+        proxy.flush()
+        log.bound()
+        proxy.write(_LINES["haproxy"].encode() + b"somebody knocked\n" * (MOST_BYTES // 15))
+        proxy.flush()
+        log.bound()
+        proxy.write(_LINES["haproxy"].encode())
+    log.read()
+    assert ledger.closed.connections == 2
+
+
 def test_a_ledger_that_is_damaged_begins_anew(tmp_path: Path) -> None:
     for text in ("", "{}", '{"closed": 1}', '{"closed": {"up": 1, "x": 2}, "offsets": {}, "tls": []}'):
         (tmp_path / "traffic.json").write_text(text)
@@ -97,6 +113,15 @@ def test_open_and_closed_connections_are_never_counted_twice_nor_forgotten(tmp_p
     assert ledger.closed == Moved(116, 1107, 3)
     meter.take(Look(4.0, Moved()), {2: Live(up=9, down=9, open=1)})  # a look that began before
     assert meter.traffic.from_consumer == 116
+
+
+def test_what_a_drained_proxy_had_open_is_not_taken_from_the_others(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "traffic.json")
+    meter = Meter(ledger)
+    meter.take(Look(1.0, ledger.closed), {1: Live(up=100, open=1), 2: Live(up=50, open=1)})
+    ledger.closed += Moved(120, 0, 1)  # the first one's last stream ended
+    meter.forget(1)
+    assert (meter.traffic.from_consumer, meter.traffic.open, meter.traffic.total) == (150, 1, 2)
 
 
 def test_the_kernel_counts_payload_only() -> None:
