@@ -38,12 +38,15 @@ def tunnels(settings: Settings) -> Path:
         return link.resolve()  # tunnels that live are where they were begun
     for place in _places():
         directory = place / f"scistream-{secrets.token_hex(8)}"
-        with suppress(OSError):
+        try:
             directory.mkdir(mode=0o700)
             if link.is_dir():
                 shutil.rmtree(link)
             link.symlink_to(directory)
-            return directory
+        except OSError:
+            shutil.rmtree(directory, ignore_errors=True)
+            continue
+        return directory
     return _made(link).resolve()
 
 

@@ -1,9 +1,11 @@
-"""Keys and tokens: where they are while a session runs."""
+"""Keys and tokens: where they are while a session runs, and that no key is left when it has ended."""
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Set
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +13,8 @@ import psutil
 import pytest
 
 from s2cs import runtime
-from tests.support.gateways import Client, GatewayProcess, gateway
+from scistream.proto import scistream_pb2 as pb
+from tests.support.gateways import Client, GatewayProcess, gateway, restarted
 from tests.support.sessions import Opened, echo, open_pair
 from tests.support.user import User
 
@@ -20,7 +23,8 @@ _KEY = b"PRIVATE KEY"
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[tuple[GatewayProcess, GatewayProcess]]:
-    with gateway(tmp_path / "p") as producer, gateway(tmp_path / "c") as consumer:
+    keep = {"SCISTREAM_SERVER__ON_SHUTDOWN": "keep", "SCISTREAM_S2DS__MAX_RESTARTS": "0"}
+    with gateway(tmp_path / "p", **keep) as producer, gateway(tmp_path / "c") as consumer:
         yield producer, consumer
 
 
@@ -58,6 +62,61 @@ def test_keys_are_in_memory_for_their_proxy_and_in_no_process_or_store(
             for path in [running.directory / "serve.log", *(running.directory / "state").glob("s2cs.db*")]:
                 assert not any(secret in path.read_bytes() for secret in secrets), path
         session.release()
+
+
+def reserved(client: Client, lease_s: int) -> None:
+    """Reserve the producer's side of a session."""
+    client.req(pb.Request(uid=str(uuid.uuid4()), role="PROD", num_conn=1, immediate=True, lease_s=lease_s))
+
+
+def until_left(running: GatewayProcess, wanted: Set[Path] = frozenset()) -> None:
+    """Wait until there are these keys and no others."""
+    deadline = time.monotonic() + 30
+    while (left := set(keys_of(running))) != wanted:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+def test_no_key_is_left_when_a_session_has_ended_in_whatever_way(pair: tuple[GatewayProcess, GatewayProcess]) -> None:
+    producer, consumer = pair
+    place = producer.tunnels
+    with producer.client() as at_p, consumer.client() as at_c:
+        session = opened(at_p, at_c)
+        assert keys_of(producer)
+        assert keys_of(consumer)
+        session.release()
+        assert not keys_of(producer)
+        assert not keys_of(consumer)
+
+        reserved(at_p, lease_s=1)
+        assert keys_of(producer)
+        until_left(producer)  # its lease has ended
+
+        session = opened(at_p, at_c)
+        for proxy in producer.proxies():
+            with suppress(psutil.NoSuchProcess):
+                proxy.kill()
+        until_left(producer)  # it has failed
+        at_c.release(pb.Release(uid=session.uid))
+        assert not keys_of(consumer)
+
+        session = opened(at_p, at_c)
+        living = set(keys_of(producer))
+        reserved(at_p, lease_s=2)
+    producer.stop(signal.SIGKILL)
+    assert set(keys_of(producer)) > living
+    half = place / "half-reserved"
+    half.mkdir(mode=0o700)
+    (half / "key.pem").write_text("-----BEGIN PRIVATE KEY-----")  # as if it was killed before that was a tunnel
+    time.sleep(2)
+    with restarted(producer) as again, again.client() as at_p, consumer.client() as at_c:
+        until_left(again, living)
+        assert again.tunnels == place
+        for client in (at_p, at_c):
+            client.release(pb.Release(uid=session.uid))
+        assert not keys_of(again)
+        assert not keys_of(consumer)
+    assert not list(place.rglob("*.pem"))
 
 
 class _Watched:
