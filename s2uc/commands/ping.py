@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from s2uc.commands.common import Command, Settings, chosen, pass_settings, perform
+from s2uc.commands.common import Command, Settings, pass_settings
 from s2uc.commands.completion import gateways
+from s2uc.commands.each import ask_each
 from scistream.errors import ScistreamError
 
 if TYPE_CHECKING:
@@ -26,26 +26,12 @@ def ping_command(settings: Settings, gateway: tuple[str, ...], count: int) -> No
     """
     from s2uc.ping import ping  # noqa: PLC0415 - gRPC, which help needs not
 
-    known = chosen(settings, gateway)
+    timeout = settings.call_timeout(10)
+    ask_each(settings, gateway, lambda one: ping(one, count, timeout), _show)
 
-    async def ask_all() -> list[Any]:
-        asking = (ping(one.live(), count, settings.call_timeout(10)) for one in known)
-        return list(await asyncio.gather(*asking, return_exceptions=True))
 
-    content, lines, failed = [], [], None
-    for one, answer in zip(known, perform(ask_all()), strict=True):
-        if isinstance(answer, ScistreamError):
-            failed = failed or answer
-            content.append({"gateway": one.name, "error": str(answer)})
-            lines.append(f"{one.name}: {answer}")
-        elif isinstance(answer, BaseException):
-            raise answer
-        else:
-            content.append(answer.as_dict())
-            lines.append(_words(answer))
-    settings.emit({"gateways": content}, "\n".join(lines))
-    if failed:
-        click.get_current_context().exit(failed.exit_status)
+def _show(name: str, answer: Ping | ScistreamError) -> str:
+    return f"{name}: {answer}" if isinstance(answer, ScistreamError) else _words(answer)
 
 
 def _words(found: Ping) -> str:

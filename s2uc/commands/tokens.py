@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from s2uc.commands.common import Command, Settings, chosen, pass_settings, perform, read_token, remark
+from s2uc.commands.common import Command, Settings, pass_settings, perform, read_token, remark
 from s2uc.commands.completion import gateways
+from s2uc.commands.each import ask_each
 from scistream.errors import InvalidArgument, ScistreamError
 
 if TYPE_CHECKING:
@@ -125,25 +125,10 @@ def check_auth_command(settings: Settings, gateway: tuple[str, ...]) -> None:
     """Say who you are to each gateway, or to those named: by which method, as what, and until when."""
     from s2uc.login.who import ask_who  # noqa: PLC0415
 
-    known = chosen(settings, gateway)
+    timeout = settings.call_timeout()
+    ask_each(settings, gateway, lambda one: ask_who(one, timeout), _show)
 
-    async def ask(one: Any) -> Who:
-        return await ask_who(one.live(), settings.call_timeout())
 
-    async def ask_all() -> list[Any]:
-        return list(await asyncio.gather(*map(ask, known), return_exceptions=True))
-
-    content, lines, failed = [], [], None
-    for one, answer in zip(known, perform(ask_all()), strict=True):
-        if isinstance(answer, ScistreamError):
-            failed = failed or answer
-            content.append({"gateway": one.name, "error": str(answer)})
-            lines.append(f"{one.name:<20} {answer}")
-        elif isinstance(answer, BaseException):
-            raise answer
-        else:
-            content.append({"gateway": one.name, **answer.as_dict()})
-            lines.append(f"{one.name:<20} {answer}; version {answer.version}")
-    settings.emit({"gateways": content}, "\n".join(lines))
-    if failed:
-        click.get_current_context().exit(failed.exit_status)
+def _show(name: str, answer: Who | ScistreamError) -> str:
+    version = "" if isinstance(answer, ScistreamError) else f"; version {answer.version}"
+    return f"{name:<20} {answer}{version}"

@@ -30,8 +30,14 @@ def test_ping_says_how_far_and_how_a_gateway_is(tmp_path: Path) -> None:
         assert "you are admin" in words
         assert all(name in words for name in ("nginx", "haproxy", "stunnel") if shutil.which(name))
 
+        files = [both.aps.directory / "certs" / name for name in ("server.crt", "server.key")]
+        mine = [shutil.copy(file, tmp_path / file.name) for file in files]
+        at = both.aps.address
+        user.s2uc("gateway", "add", "lost", at, "--no-check", "--cert", str(mine[0]), "--key", str(mine[1]))
+        mine[0].unlink()
         both.alcf.stop()
         process = user.s2uc("ping", expect=4)
+        assert f"lost: certificate {mine[0]} cannot be read" in process.stdout
         assert "aps: " in process.stdout
         assert "alcf: " in process.stdout
         assert "the connection was refused" in process.stdout
