@@ -120,7 +120,7 @@ class _Running:
         if waiting:
             log.warning("reloaded, but %s waits for a restart", ", ".join(waiting))
         self._gateway.settings = settings
-        await self._authenticator.adopt(methods)
+        self._authenticator.adopt(methods)
         self._data_server.configure(local_config(settings, runtime.place(settings)))
         log.info("settings and certificate reloaded")
         forbidden = self._gateway.objections

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 _NOBODY = ("", "INVALID_TOKEN")  # what clients send that have none
 _NOTE_S = 60.0  # between two writings of who was here
+_GRACE_S = 30.0  # for tokens that are being checked when the ways of checking change
 
 
 class Methods:
@@ -93,6 +94,7 @@ class Authenticator:
         self._opens_session = opens_session
         self._used: dict[str, float] = {}  # ids of tokens and users, and when
         self._noting: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()  # ways that were in use before
 
     async def open(self) -> None:
         """Begin to note who was here."""
@@ -103,13 +105,17 @@ class Authenticator:
         if self._noting is not None:
             self._noting.cancel()
         self._note()
-        await self._methods.close()
+        for ending in self._ending:
+            ending.cancel()
+        await asyncio.gather(*self._ending, self._methods.close(), return_exceptions=True)
 
-    async def adopt(self, methods: Methods) -> None:
-        """Use other ways from now on."""
-        before, self._methods = self._methods, methods
-        methods.take_over(before)
-        await before.close()
+    def adopt(self, methods: Methods) -> None:
+        """Use other ways from now on; tokens that are being checked by those before are checked to the end."""
+        methods.take_over(self._methods)
+        ending = asyncio.create_task(_close_later(self._methods))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+        self._methods = methods
 
     async def identify(self, authorization: str, certificate: bytes = b"") -> Caller | KeyHolder:
         """Find out who calls.
@@ -173,6 +179,13 @@ class Authenticator:
                 self._store.users.note_uses(used)
         except ScistreamError as error:
             log.warning("who was here is not noted: %s", error)
+
+
+async def _close_later(methods: Methods) -> None:
+    try:
+        await asyncio.sleep(_GRACE_S)
+    finally:
+        await methods.close()
 
 
 def _see_enabled(user: User) -> None:

@@ -97,5 +97,8 @@ def _scopes(method: Issuer, granted: frozenset[str], role: Rank) -> frozenset[st
     return scopes
 
 
-def _end(claim: object, leeway: float) -> float:
-    return float(claim) + leeway if isinstance(claim, (int, float)) else inf
+def _end(claim: Any, leeway: float) -> float:
+    try:
+        return float(claim) + leeway
+    except (TypeError, ValueError, OverflowError):
+        return inf  # none, or later than can be told

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from s2cs.identity import fetch
+from s2cs.identity.authenticator import Authenticator, Methods
 from s2cs.identity.fetch import Fetcher
 from s2cs.identity.introspection import OpaqueMethod
-from s2cs.identity.settings import Introspection
+from s2cs.identity.settings import Auth, Introspection
+from s2cs.store import SqliteStore
 from scistream.errors import FailedPrecondition, Unauthenticated, Unavailable
 
 Answer = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
@@ -127,8 +129,11 @@ def test_a_ca_that_cannot_be_used(tmp_path: Path, content: str | None) -> None:
         Fetcher(file)
 
 
+SHOP = {"name": "shop", "client_id": "g:w", "secret_env": "PATH", "audience": "gw"}
+
+
 def method(url: str, **changes: object) -> OpaqueMethod:
-    settings = {"name": "shop", "endpoint": url, "client_id": "g:w", "secret_env": "PATH", "audience": "gw", **changes}
+    settings = {**SHOP, "endpoint": url, **changes}
     return OpaqueMethod(Introspection.model_validate(settings))
 
 
@@ -149,6 +154,29 @@ async def test_all_who_wait_for_one_answer_ask_once() -> None:
         assert {caller.name for caller in callers} == {"shop:ada"}
         assert len(asked) == 1
         await shop.close()
+
+
+async def test_a_token_is_checked_to_the_end_while_the_settings_are_read_again(
+    tmp_path: Path,
+) -> None:
+    asked = asyncio.Event()
+
+    async def answer(request: bytes, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await asyncio.sleep(0.1)
+        writer.write(whole(b'{"active": true, "sub": "ada", "username": "ada", "aud": "gw", "exp": 99999999999}'))
+
+    async with issuer(answer) as url:
+        auth = Auth.model_validate({"introspection": [SHOP | {"endpoint": url}]})
+        store = SqliteStore(tmp_path / "s2cs.db")
+        authenticator = Authenticator(Methods(auth), store, lambda sha256: False)
+        calls = [asyncio.create_task(authenticator.identify(f"Bearer {token}")) for token in "tu"]
+        await asked.wait()
+        authenticator.adopt(Methods(auth))
+        callers = await asyncio.gather(*calls, return_exceptions=True)
+        await authenticator.close()
+        store.close()
+    assert [getattr(caller, "name", caller) for caller in callers] == ["shop:ada", "shop:ada"]
 
 
 @pytest.mark.parametrize(

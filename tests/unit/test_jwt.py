@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import jwt
@@ -191,6 +192,14 @@ async def test_groups_are_kept_apart_and_bounded() -> None:
     assert all(group.startswith("lab:") for group in caller.groups)
     assert len(caller.groups) <= 256
     assert not any("\n" in group or " " in group for group in caller.groups)
+
+
+@pytest.mark.parametrize("exp", [10**400, 1e308, "99999999999"], ids=["huge", "far", "text"])
+async def test_an_end_that_is_far_or_a_text(exp: object) -> None:
+    caller = await identified(
+        jwt.encode({"iss": ISSUER, "aud": "gw", "sub": "ada", "exp": exp}, RSA, "RS256", {"kid": "rsa"})
+    )
+    assert caller.expires_at == (99999999999 + 30 if isinstance(exp, str) else inf if exp == 10**400 else 1e308)
 
 
 async def test_nobody_there_and_no_keys() -> None:
