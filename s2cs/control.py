@@ -18,6 +18,7 @@ from s2cs.calls import CallCounter
 from s2cs.connections import Connections
 from s2cs.door import Door
 from s2cs.gateway import Gateway
+from s2cs.health import unready
 from s2cs.identity.authenticator import Authenticator
 from s2cs.metrics import Metrics
 from s2cs.servicer import Servicer
@@ -100,9 +101,8 @@ class Control:
     async def _tell_health(self) -> None:
         """Keep what gRPC's health service says of the protocol's service the same as what `/readyz` says."""
         while True:
-            fault = self._gateway.unhealthy or self._gateway.unready
             status = health_pb2.HealthCheckResponse
-            await self._health.set(_SERVICE, status.NOT_SERVING if fault else status.SERVING)
+            await self._health.set(_SERVICE, status.NOT_SERVING if unready(self._gateway) else status.SERVING)
             await asyncio.sleep(_HEALTH_S)
 
     async def lost(self) -> None:

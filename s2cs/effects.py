@@ -22,7 +22,6 @@ async def carry_out(
     server: DataServer,
     session: Session,
     effect: Effect,
-    default_backend: str,
     ended: Callable[[Traffic], None] = lambda traffic: None,
 ) -> Event | None:
     """Ask the data server for what a step wants, and give what it answers; an update that is done is no event.
@@ -31,7 +30,6 @@ async def carry_out(
         server: the data server.
         session: whose effect it is.
         effect: what is wanted.
-        default_backend: for a session that names none.
         ended: is told what a tunnel that was stopped has moved.
 
     Raises:
@@ -40,8 +38,7 @@ async def carry_out(
     match effect:
         case Effect.RESERVE:
             request = session.request
-            backend = session.backend or request.backend or default_backend
-            spec = TunnelSpec(session.id, session.uid, session.role, request.num_conn, backend, request.rate)
+            spec = TunnelSpec(session.id, session.uid, session.role, request.num_conn, session.backend, request.rate)
             reservation = await server.reserve(spec)
             return Reserved(reservation.listeners, reservation.backend, reservation.csr)
         case Effect.START:

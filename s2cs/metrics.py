@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -22,6 +23,7 @@ from prometheus_client.metrics_core import Metric
 
 import scistream
 from s2cs.s2ds.contract import Traffic
+from scistream.errors import ScistreamError
 from scistream.machine import Session, State
 from scistream.vocabulary import Role
 
@@ -103,8 +105,9 @@ class Metrics:
 
     async def text(self) -> bytes:
         """Give everything in Prometheus' text format."""
-        running = {session.id: session for session in self._gateway.running}
-        for status in await self._gateway.data_server.list():
+        found = await self._gateway.data_server.list()
+        running = {session.id: session for session in self._gateway.running}  # one that ended meanwhile is counted
+        for status in found:
             if (session := running.get(status.id)) is not None:
                 self._moved(session, status.traffic)
         return generate_latest(self._registry)
@@ -171,7 +174,8 @@ class _GatewayCollector:
             ports.add_metric([side], gateway.data_server.free_ports(role))
         yield ports
         yield _gauge("scistream_ports_limit", "Ports in the range of each side.", len(gateway.settings.network.ports))
-        yield _gauge("scistream_draining", "1 while no new sessions are taken.", gateway.draining)
+        with suppress(ScistreamError):  # where the store cannot be read, everything else is wanted all the more
+            yield _gauge("scistream_draining", "1 while no new sessions are taken.", gateway.draining)
         yield _gauge("scistream_unsaved_sessions", "Sessions whose last change is not on disk yet.", gateway.unsaved)
         available = GaugeMetricFamily("scistream_backend_available", "1 where a proxy can be used.", labels=["backend"])
         for backend in gateway.data_server.backends():

@@ -18,13 +18,18 @@ class Revocations:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._seen: int | None = None  # the store's version when it was last looked at
+        self._done: set[str] = set()  # orders that have been carried out, by the sessions' ids
 
     def look_again(self) -> None:
         """Look next time whatever the store says: a session is new, and its user may have gone in that moment."""
         self._seen = None
 
     def due(self, running: Iterable[Session]) -> list[tuple[Session, str]]:
-        """Give the sessions that are to be ended, each with a sentence that says by whom and why."""
+        """Give the sessions that are to be ended, each with a sentence that says by whom and why.
+
+        Raises:
+            Unavailable: the store cannot tell.
+        """
         version = self._store.version()
         if version == self._seen:
             return []
@@ -32,14 +37,19 @@ class Revocations:
         owners = {session.owner.id: session.owner for session in sessions}
         gone = {id: self._gone(owner) for id, owner in owners.items()}
         reasons = [(session, ordered.get(session.id) or gone[session.owner.id]) for session in sessions]
-        for id in ordered.keys() - {session.id for session in sessions}:
-            self._store.revoked(id)  # it has ended by itself
         self._seen = version
+        self._done |= ordered.keys()  # now, or by a session that has ended by itself
         return [(session, reason) for session, reason in reasons if reason]
 
-    def done(self, session: Session) -> None:
-        """Forget an order that has been carried out."""
-        self._store.revoked(session.id)
+    def tidy(self) -> None:
+        """Forget the orders that were given by `due` and have been carried out.
+
+        Raises:
+            ResourceExhausted, Unavailable: the store cannot take it; to be tried again.
+        """
+        for id in list(self._done):
+            self._store.revoked(id)
+            self._done.discard(id)
 
     def _gone(self, owner: Owner) -> str:
         user = self._store.users.by_id(owner.id)

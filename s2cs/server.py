@@ -24,6 +24,7 @@ from s2cs.gateway import Gateway
 from s2cs.identity.authenticator import Authenticator, Methods
 from s2cs.identity.certificates import read_client_ca
 from s2cs.metrics import Metrics
+from s2cs.policy.sessions import objections
 from s2cs.s2ds.confinement import keep_keys_in
 from s2cs.s2ds.local import Interface, LocalConfig, LocalDataServer
 from s2cs.settings import Settings, fingerprint, load, succeed
@@ -106,7 +107,7 @@ class _Running:
     async def reload(self, file: Path | None) -> None:
         """Bring new settings and a new certificate into force, or keep all of the old and say why."""
         try:
-            settings = load(file)
+            settings, read = load(file), fingerprint(file)
             credentials, methods = _credentials(settings), Methods(settings.auth)
             if credentials != self._credentials:
                 await self.control.replace(credentials)
@@ -114,7 +115,7 @@ class _Running:
         except ScistreamError as error:
             log.error("not reloaded, the old settings stay in force: %s", error)
             self._audit.write("gateway.reload", decision="refused", reason=str(error))
-            self._store.note(RELOADED, json.dumps({"at": time.time(), "fault": str(error)}))
+            self._tell(fault=str(error))
             return
         settings, waiting = succeed(self._gateway.settings, settings)
         if waiting:
@@ -123,13 +124,18 @@ class _Running:
         self._authenticator.adopt(methods)
         self._data_server.configure(local_config(settings, runtime.place(settings)))
         log.info("settings and certificate reloaded")
-        forbidden = self._gateway.objections
+        forbidden = objections(settings, self._gateway.running)
         if forbidden:
             log.warning("no longer allowed, and kept until their leases end: %s", ", ".join(forbidden))
-        self._audit.write("gateway.reload", decision="allowed", waiting=waiting, **fingerprint(file))
-        self._store.note(
-            RELOADED, json.dumps({"at": time.time(), "fault": "", "restart": waiting, "forbidden": forbidden})
-        )
+        self._audit.write("gateway.reload", decision="allowed", waiting=waiting, **read)
+        self._tell(fault="", restart=waiting, forbidden=forbidden)
+
+    def _tell(self, **outcome: object) -> None:
+        """Note how it went for who asked for it; who cannot be told is no reason to end."""
+        try:
+            self._store.note(RELOADED, json.dumps({"at": time.time(), **outcome}))
+        except ScistreamError as error:
+            log.error("how the reload went cannot be noted: %s", error)
 
 
 @asynccontextmanager

@@ -229,9 +229,16 @@ def located(file: Path | None) -> Path:
 
 
 def fingerprint(file: Path | None, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Tell which settings are in force, not what they are: file, its SHA-256, and the variables that override it."""
+    """Tell which settings are in force, not what they are: file, its SHA-256, and the variables that override it.
+
+    Raises:
+        SettingsError: the file is gone.
+    """
     file = located(file)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    try:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise SettingsError(f"settings {file} cannot be read: {error.strerror}; name the file with --config") from None
     return {"settings": str(file.resolve()), "sha256": digest, "overridden": sorted(filter(_overrides, environ))}
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable
 
 from s2cs.auth import Caller, KeyHolder
-from s2cs.policy.addresses import own_addresses, plain
+from s2cs.policy.addresses import Address, own_addresses, plain
 from s2cs.policy.decision import Decision, Forward, Open, allowed_backends, decide, used
 from s2cs.policy.resolver import Resolver
 from s2cs.s2ds.contract import BackendInfo, Capability
@@ -32,15 +32,17 @@ def check_quota(settings: Settings, user: Owner, request: Request, running: Iter
 
 
 def backend_for(settings: Settings, user: Owner, request: Request, backends: Iterable[BackendInfo]) -> str:
-    """Choose for a user who may not have every backend and names none; empty where the data server chooses.
+    """Say which backend a session is to have: what is asked for, what is usual, or one that its user may have.
+
+    `auto` leaves it to the data server.
 
     Raises:
         FailedPrecondition: none that the user may have can do what is asked.
     """
     allowed, usual = allowed_backends(settings, user), settings.s2ds.backend
-    if not allowed or request.backend not in ("", "auto"):
-        return ""
-    if usual in allowed:
+    if request.backend not in ("", "auto"):
+        return request.backend
+    if not allowed or usual in allowed:
         return usual
     for info in backends:
         limits_rate = Capability.RATE_LIMIT in info.capabilities
@@ -106,9 +108,19 @@ async def admit_targets(
     return tuple(admitted)
 
 
-def objection(settings: Settings, user: Owner, session: Session) -> Decision | None:
+def objections(settings: Settings, running: Iterable[Session]) -> list[str]:
+    """Name the sessions that the settings would not allow any more, each with its owner and what forbids it."""
+    own = own_addresses()
+    found = [(session, objection(settings, session.owner, session, own)) for session in running]
+    return [f"{s.uid} of {s.owner.name} ({decision.rule})" for s, decision in found if decision is not None]
+
+
+def objection(
+    settings: Settings, user: Owner, session: Session, own: frozenset[Address] | None = None
+) -> Decision | None:
     """Find what the settings have against a session that is there already; None when nothing."""
-    own, request = own_addresses(), session.request
+    own = own_addresses() if own is None else own
+    request = session.request
     actions: list[Open | Forward] = [Open(request.num_conn, request.rate, backend=session.backend)]
     actions += [Forward(session.role, plain(x.ip), x.port, own=own) for x in session.targets if x.ip is not None]
     decisions = (decide(settings, user, action) for action in actions)

@@ -14,6 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from s2cs.gateway import Gateway
+from s2cs.health import unhealthy, unready
 from s2cs.metrics import Metrics
 from scistream.errors import Unavailable
 from scistream.vocabulary import Endpoint
@@ -102,10 +103,10 @@ class Web:
         return Response(await self._metrics.text(), headers={"Content-Type": _METRICS_TYPE})
 
     async def _healthz(self, request: Request) -> Response:
-        return _verdict(self._gateway.unhealthy)
+        return _verdict(unhealthy(self._gateway))
 
     async def _readyz(self, request: Request) -> Response:
-        return _verdict(self._gateway.unhealthy or self._gateway.unready)
+        return _verdict(unready(self._gateway))
 
 
 def _verdict(fault: str) -> Response:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import ssl
 import subprocess
 import sys
@@ -314,6 +315,17 @@ class TestReload:
                 time.sleep(0.05)
             assert "bufer: unknown key" in running.log
             client.describe(pb.DescribeRequest())
+
+    def test_a_store_that_cannot_note_it_ends_nothing(self, tmp_path: Path) -> None:
+        with gateway(tmp_path / "g") as running, running.client() as client:
+            edit(running.config, "[policy]", "[limits]\nnum_conn = 3\n\n[policy]")
+            with sqlite3.connect(running.directory / "state" / "s2cs.db") as store:
+                store.execute("DROP TABLE facts")
+            running.process.send_signal(signal.SIGHUP)
+            deadline = time.monotonic() + 10
+            while "cannot be noted" not in running.log and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert client.describe(pb.DescribeRequest()).max_num_conn == 3
 
     def test_no_gateway_runs(self, made: Path) -> None:
         assert "no gateway runs" in s2cs("reload", "--config", made, exit_status=4).stderr

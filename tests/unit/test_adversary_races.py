@@ -6,6 +6,7 @@ The data server here is simulated, because a real one cannot be made to be slow 
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -15,13 +16,16 @@ import pytest
 
 from s2cs.auth import Caller
 from s2cs.gateway import Gateway
+from s2cs.metrics import Metrics
 from s2cs.s2ds.contract import (
     BackendInfo,
     Bridge,
     Change,
     Reservation,
+    Traffic,
     TunnelEvent,
     TunnelSpec,
+    TunnelState,
     TunnelStatus,
 )
 from s2cs.settings import Settings
@@ -245,3 +249,44 @@ async def test_everything_at_once_is_answered(facility: _Facility) -> None:
         except ScistreamError as error:
             assert isinstance(error, NotFound)
         assert facility.server.tunnels == {}
+
+
+async def test_leases_end_while_the_store_cannot_say_what_is_revoked(facility: _Facility, tmp_path: Path) -> None:
+    session = await facility.gateway.request(_ALICE, Request(_UID, Role.PROD, 1, lease_s=1))
+    with sqlite3.connect(tmp_path / "s2cs.db") as other:
+        other.execute("DROP TABLE revocations")
+    async with asyncio.timeout(20):
+        while not (session := await facility.session()).state.ended:
+            await asyncio.sleep(0.05)
+    assert session.state is State.EXPIRED
+
+
+async def test_metrics_are_told_while_the_store_cannot_be_read(facility: _Facility, tmp_path: Path) -> None:
+    metrics = Metrics(facility.gateway)
+    with sqlite3.connect(tmp_path / "s2cs.db") as other:
+        other.execute("DROP TABLE facts")
+    told = (await metrics.text()).decode()
+    assert "scistream_sessions_limit 1000.0" in told
+    assert "scistream_draining" not in told
+
+
+async def test_what_a_session_moved_is_counted_once_when_it_ends_during_a_look(
+    facility: _Facility, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = Metrics(facility.gateway)
+    await facility.open()
+    id, traffic = (await facility.session()).id, Traffic(from_producer=1000, total=1)
+
+    async def stop(id: str, cut: bool = False) -> Traffic:
+        facility.server.tunnels.pop(id)
+        return traffic
+
+    async def listed(*ids: str) -> tuple[TunnelStatus, ...]:
+        found = TunnelStatus(id, TunnelState.RUNNING, "nginx", "1.26", (), traffic=traffic)
+        await facility.gateway.release(_ALICE, _UID)
+        return (found,)
+
+    monkeypatch.setattr(facility.server, "stop", stop)
+    monkeypatch.setattr(facility.server, "list", listed)
+    counted = 'direction="from_producer",role="PROD"} 1000.0'
+    assert counted in (await metrics.text()).decode()

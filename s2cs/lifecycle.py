@@ -1,0 +1,165 @@
+"""A session's way from state to state: stepped, saved, told, and carried out by the data server.
+
+Steps take no time and are never interrupted; what takes time (reserving, starting, stopping) runs in a task of the
+session, one after another, and reports back as an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from s2cs.audit.log import Audit, moved
+from s2cs.clock import Clock
+from s2cs.effects import carry_out
+from s2cs.live import Live, News
+from s2cs.logs import about
+from s2cs.s2ds.contract import DataServer, Traffic
+from s2cs.sessions import Sessions
+from scistream.errors import DeadlineExceeded, FailedPrecondition, ScistreamError
+from scistream.machine import Broke, Effect, Event, Hello, Kept, Release, Renew, Session, State, Update, step
+from scistream.vocabulary import Role
+
+log = logging.getLogger(__name__)
+
+_HELLO_WAIT_S = 180.0  # how long a `req` that waits for Hello may block
+_ENDING = (Effect.STOP, Effect.CUT)
+
+# The session before and after a step, what it has moved in all if it ended and that is known, and when.
+Observer = Callable[[Session, Session, Traffic | None, float], None]
+
+
+class Lifecycle:
+    """Apply events to sessions, and see to what follows from them."""
+
+    def __init__(self, sessions: Sessions, data_server: DataServer, clock: Clock, audit: Audit) -> None:
+        self.observers: list[Observer] = []
+        self._sessions = sessions
+        self._data_server = data_server
+        self._clock = clock
+        self._audit = audit
+
+    def apply(self, live: Live, event: Event) -> Session:
+        """Step a session, save it, tell the watchers, begin what is to be done.
+
+        What a caller asks for is refused when it cannot be saved. What has happened, and what gives back, goes on:
+        it is saved as soon as that is possible again.
+
+        Raises:
+            FailedPrecondition: not now.
+            InvalidArgument: not this way.
+            ResourceExhausted, Unavailable: it cannot be saved.
+        """
+        before = live.session
+        after, effects = step(before, event, self._clock.now())
+        if after is not before:
+            if isinstance(event, (Hello, Update, Renew)):
+                self._sessions.save(after)
+            else:
+                self._sessions.save_sometime(after)
+            live.become(after)
+            for observer in self.observers:
+                observer(before, after, live.traffic, self._clock.now())
+            if after.state.ended and not before.state.ended:
+                live.ended_at = self._clock.now()
+        for effect in effects:
+            if effect is Effect.FORWARD:
+                if after.role is Role.PROD:
+                    live.publish(News.PROD_LISTENERS, "the producer listens")
+            else:
+                self.act(live, effect)
+        if after.state is not before.state:
+            level = logging.WARNING if after.state in (State.RECOVERING, State.FAILED) else logging.INFO
+            words = ("session %s: %s -> %s %s", after.uid, before.state, after.state, after.reason)
+            log.log(level, *words, extra=about(after, state=str(after.state), reason=after.reason))
+            live.publish(News.STATE, after.reason)
+            self._record(before, live)
+        return after
+
+    def report(self, live: Live, event: Event) -> None:
+        """Apply what the data server or the clock says; it may be late, and then it means nothing."""
+        try:
+            self.apply(live, event)
+        except FailedPrecondition as error:
+            log.debug("%s", error)
+
+    def act(self, live: Live, effect: Effect) -> None:
+        """Begin to carry an effect out, after those before it."""
+        live.task = asyncio.create_task(self._carry_out(live, effect, live.task))
+
+    async def settled(self, live: Live) -> None:
+        """Wait until a running data server has taken over what was asked for, or refused it."""
+        while live.session.state is State.ACTIVE and live.task is not None and not live.task.done():
+            await asyncio.wait([live.task])
+
+    async def taken_over(self, live: Live) -> Session:
+        """Wait until the data server has done what an update or a renewal asked for.
+
+        Raises:
+            FailedPrecondition: the session ended meanwhile.
+            ScistreamError: it was refused.
+        """
+        await self.settled(live)
+        session = await live.until(lambda session: session.state is not State.STARTING)
+        if session.state is State.CLOSING or session.state.ended:
+            session = await live.until(lambda session: session.state.ended)
+            raise live.error or FailedPrecondition(f"session {session.uid} is {session.state}: {session.reason}")
+        if live.error is not None:
+            raise live.error
+        return session
+
+    async def hello_came(self, live: Live) -> Session:
+        """Wait until a session that is RESERVED has had its Hello.
+
+        Raises:
+            DeadlineExceeded: it did not come; the session is released.
+            FailedPrecondition: the session ended before.
+        """
+        try:
+            async with asyncio.timeout(_HELLO_WAIT_S):
+                session = await live.until(lambda session: session.state is not State.RESERVED)
+        except TimeoutError:
+            self.report(live, Release("no Hello came"))
+            raise DeadlineExceeded(
+                f"no Hello came for session {live.session.uid} within {_HELLO_WAIT_S:.0f} s; it was released"
+            ) from None
+        if session.state is State.CLOSING or session.state.ended:
+            raise FailedPrecondition(f"session {session.uid} ended before Hello came: {session.reason}")
+        return session
+
+    async def _carry_out(self, live: Live, effect: Effect, earlier: asyncio.Task[None] | None) -> None:
+        if earlier is not None:
+            if effect in _ENDING:
+                earlier.cancel()  # stopping interrupts what is under way
+            await asyncio.wait([earlier])
+        try:
+            event: Event | None = await carry_out(self._data_server, live.session, effect, live.moved)
+        except ScistreamError as error:
+            live.error = error
+            event = Kept() if effect is Effect.UPDATE else Broke(str(error))
+        except Exception:
+            log.exception("session %s: %s failed", live.session.uid, effect.value, extra=about(live.session))
+            live.error = ScistreamError("the gateway has an internal fault; its operator finds it in the log")
+            event = Kept() if effect is Effect.UPDATE else Broke(str(live.error))
+        if effect in _ENDING and isinstance(event, Broke):
+            about_it = about(live.session, reason=event.reason)
+            log.warning("session %s: is stopped again soon: %s", live.session.uid, event.reason, extra=about_it)
+            return  # the deadline of CLOSING stops it again
+        if event is not None:
+            self.report(live, event)
+
+    def _record(self, before: Session, live: Live) -> None:
+        """Write down where a session begins to carry data, and where it ends."""
+        after = live.session
+        if after.state is State.ACTIVE and before.state is State.STARTING:
+            self._audit.write("session.active", session=after, backend=after.backend, targets=after.targets)
+        elif after.state.ended:
+            self._audit.write(
+                "session.end",
+                session=after,
+                reason=after.reason,
+                outcome=after.state,
+                lasted_s=round(self._clock.now() - after.created_at, 3),
+                **moved(live.traffic),
+            )
