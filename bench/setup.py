@@ -58,6 +58,7 @@ def measure(quick: bool, report: Report) -> dict[str, Any]:
     found: dict[str, Any] = {"missing": missing_backends(), "library": {}, "process": {}, "burst": [], "floor": {}}
     with tempfile.TemporaryDirectory(prefix="bench-") as directory, ExitStack() as stack:
         place = Place(Path(directory))
+        place.directory.chmod(0o711)  # a data server's proxies may run as somebody else, who has to pass here
         target = place.producer.address, stack.enter_context(producer(place.producer, place.directory))
         gateways = stack.enter_context(two_gateways(place, blocks=3))
         user = User(place.directory / "user", *gateways)
