@@ -18,6 +18,7 @@ from scistream.errors import NotFound, ScistreamError, Unavailable
 from scistream.vocabulary import Role, Uid
 
 if TYPE_CHECKING:
+    from s2uc.config import KnownGateway
     from s2uc.gateway import Gateway
     from scistream.proto.scistream_pb2 import SessionInfo
 
@@ -104,10 +105,10 @@ def list_command(settings: Settings, names: tuple[str, ...], everything: bool) -
     from s2uc.gateway import GatewayClient  # noqa: PLC0415
     from scistream.machine import State  # noqa: PLC0415
 
-    known = [gateway.live() for gateway in chosen(settings, names)]
+    known = chosen(settings, names)
 
-    async def ask(gateway: Gateway) -> tuple[SessionInfo, ...]:
-        async with GatewayClient(gateway, settings.call_timeout()) as client:
+    async def ask(gateway: KnownGateway) -> tuple[SessionInfo, ...]:
+        async with GatewayClient(gateway.live(), settings.call_timeout()) as client:
             return await client.list()
 
     async def ask_all() -> list[Any]:

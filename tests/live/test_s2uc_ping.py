@@ -35,6 +35,7 @@ def test_ping_says_how_far_and_how_a_gateway_is(tmp_path: Path) -> None:
         at = both.aps.address
         user.s2uc("gateway", "add", "lost", at, "--no-check", "--cert", str(mine[0]), "--key", str(mine[1]))
         mine[0].unlink()
+        assert f"certificate {mine[0]} cannot be read" in user.s2uc("list", expect=2).stderr
         both.alcf.stop()
         process = user.s2uc("ping", expect=4)
         assert f"lost: certificate {mine[0]} cannot be read" in process.stdout
