@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.density import LIMITS, _slopes, look
+from bench.density import LIMITS, look, per_session
 from bench.gateways import RunningGateway, gateway
 from bench.place import Place
 from bench.sessions import opener
@@ -30,7 +30,7 @@ def measure(quick: bool, report: Report) -> dict[str, Any]:
         place = Place(Path(directory))
         with gateway(place.directory / "null", place.producer, module="bench.nullplane", **LIMITS) as running:
             rows = asyncio.run(_grow(running, counts, 1.0 if quick else 4.0, report))
-    return {"rows": rows, "slopes": _slopes(rows)}
+    return {"rows": rows, "slopes": per_session(rows)}
 
 
 async def _grow(

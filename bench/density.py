@@ -20,7 +20,6 @@ from bench.stats import line, summary
 from bench.traffic import producer
 from bench.ways import missing_backends, usable_backends
 from s2cs.s2ds.procfs import alive
-from scistream.proto import scistream_pb2 as pb
 
 Report = Callable[[str], None]
 _OPENING_S = 120.0  # then fewer sessions have to do; the row says how many there were
@@ -45,7 +44,7 @@ def measure(quick: bool, report: Report) -> dict[str, Any]:
             with gateway(place.directory / backend, place.producer, blocks=blocks, **LIMITS) as running:
                 target = f"{place.producer.address}:{port}"
                 rows += asyncio.run(_grow(running, backend, target, counts, 1.0 if quick else 3.0, report))
-    slopes = {backend: _slopes([row for row in rows if row["backend"] == backend]) for backend in plan}
+    slopes = {backend: per_session([row for row in rows if row["backend"] == backend]) for backend in plan}
     return {"rows": rows, "slopes": slopes, "missing": missing_backends()}
 
 
@@ -92,7 +91,7 @@ async def look(running: RunningGateway, sessions: Opener, idle_s: float) -> dict
     scrapes = [await asyncio.to_thread(_scrape, running.metrics) for _ in range(5)]
     one_more = [await sessions.open() for _ in range(10)]
     await sessions.release_many([uid for uid, _ in one_more], 4)
-    count = sum(not info.state.startswith(("RELEASED", "EXPIRED", "FAILED")) for info in _infos(found))
+    count = sum(not info.state.startswith(("RELEASED", "EXPIRED", "FAILED")) for info in found)
     return {
         "processes": len(proxies),
         "proxy_pss_mb": pss_bytes(proxies) / 1e6 / max(count, 1),
@@ -112,10 +111,6 @@ def _scrape(url: str) -> float:
     return (time.perf_counter() - begin) * 1000
 
 
-def _infos(found: Any) -> list[pb.SessionInfo]:
-    return list(getattr(found, "sessions", found))
-
-
 def _memory(pid: int) -> dict[str, Any]:
     process = psutil.Process(pid)
     return {
@@ -126,7 +121,7 @@ def _memory(pid: int) -> dict[str, Any]:
     }
 
 
-def _slopes(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def per_session(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Say what one more session adds to each figure, by the line of least squares."""
     if len(rows) < 2:
         return {}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 from bench.gateways import RunningGateway
 from s2uc.gateway import GatewayClient
@@ -15,6 +16,8 @@ from s2uc.life import update_message
 from scistream.proto import scistream_pb2 as pb
 from scistream.vocabulary import Role, Uid
 from scistream.x509 import SessionCA
+
+_T = TypeVar("_T")
 
 _CHUNK = 250
 
@@ -58,10 +61,10 @@ class Opener:
         return time.perf_counter() - begin
 
 
-async def _bounded(work, at_once: int):  # type: ignore[no-untyped-def]
+async def _bounded(work: Iterable[Awaitable[_T]], at_once: int) -> list[_T]:
     gate = asyncio.Semaphore(at_once)
 
-    async def one(each):  # type: ignore[no-untyped-def]
+    async def one(each: Awaitable[_T]) -> _T:
         async with gate:
             return await each
 
