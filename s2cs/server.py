@@ -27,7 +27,8 @@ from s2cs.metrics import Metrics
 from s2cs.policy.sessions import objections
 from s2cs.s2ds.confinement import keep_keys_in
 from s2cs.s2ds.local import Interface, LocalConfig, LocalDataServer
-from s2cs.settings import Settings, fingerprint, load, succeed
+from s2cs.settings import Settings, succeed
+from s2cs.settings_file import fingerprint, load
 from s2cs.store import SqliteStore, Store
 from scistream.errors import FailedPrecondition, InvalidArgument, ScistreamError, Unavailable
 from scistream.x509 import check_server_certificate

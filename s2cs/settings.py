@@ -1,29 +1,23 @@
-"""The gateway's settings: one TOML file, validated whole, with environment variables over it.
+"""The gateway's settings as types: a class for each table, and what a running gateway can take over of them.
 
-`SCISTREAM_NETWORK__LAN=10.0.0.1` sets `lan` of `[network]`. Relative paths are relative to the file.
+How they are read is in `settings_file`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
-import os
 import re
-import tomllib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from s2cs.identity.settings import Auth
 from s2cs.policy.reach import Reach
 from s2cs.tables import Duration, Listen, Table, read_by
-from scistream.errors import ScistreamError
-from scistream.vocabulary import Endpoint, PortRange, Rate, parse_round_trip, shown
+from scistream.vocabulary import Endpoint, PortRange, Rate, parse_round_trip
 
 GATEWAY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-SEARCHED = (Path("s2cs.toml"), Path("/etc/scistream/s2cs.toml"))
 
 
 def _ip(value: object) -> str:
@@ -144,7 +138,7 @@ class AuditSettings(Table):
     """`[audit]`: the record of who asked what."""
 
     enabled: bool = True
-    directory: str = ""  # empty: `audit` in the state directory
+    directory: Literal[""] | Path = ""  # empty: `audit` in the state directory
     max_bytes: Annotated[int, Field(ge=4096, le=2**40)] = 16 * 2**20  # of a file, before the next one begins
     keep_files: Annotated[int, Field(ge=2, le=100_000)] = 64
     keep_age: Duration = 400 * 86400
@@ -184,133 +178,3 @@ def succeed(old: Settings, new: Settings) -> tuple[Settings, list[str]]:
         waiting += [f"[{table}] {key}" for key, value in kept.items() if getattr(after, key) != value]
         tables[table] = after.model_copy(update=kept)
     return new.model_copy(update=tables), waiting
-
-
-class SettingsError(ScistreamError):
-    """The settings cannot be used; the message has a line for each fault."""
-
-
-def load(file: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
-    """Read and validate the settings.
-
-    Args:
-        file: the TOML file; None looks for `s2cs.toml` here and in /etc/scistream.
-        environ: where overriding variables are looked for.
-
-    Raises:
-        SettingsError: no file, not TOML, or anything in it that is not accepted.
-    """
-    file = located(file)
-    try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"settings {file} cannot be read: {error.strerror}; name the file with --config") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SettingsError(f"settings {file} are not TOML: {error}") from None
-    _override(tables, environ)
-    try:
-        settings = Settings.model_validate(tables)
-    except ValidationError as error:
-        faults = [f"{file}: {_sentence(fault)}" for fault in error.errors()]
-        raise SettingsError("\n".join(dict.fromkeys(faults))) from None
-    return _absolute(settings, file.resolve().parent)
-
-
-def located(file: Path | None) -> Path:
-    """Say which file the settings are.
-
-    Raises:
-        SettingsError: none was named, and there is none where they are looked for.
-    """
-    file = file or next((path for path in SEARCHED if path.exists()), None)
-    if file is None:
-        raise SettingsError("there is no s2cs.toml here or in /etc/scistream; make one with: s2cs init DIR")
-    return file
-
-
-def fingerprint(file: Path | None, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Tell which settings are in force, not what they are: file, its SHA-256, and the variables that override it.
-
-    Raises:
-        SettingsError: the file is gone.
-    """
-    file = located(file)
-    try:
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError as error:
-        raise SettingsError(f"settings {file} cannot be read: {error.strerror}; name the file with --config") from None
-    return {"settings": str(file.resolve()), "sha256": digest, "overridden": sorted(filter(_overrides, environ))}
-
-
-def _overrides(name: str) -> bool:
-    return name.startswith("SCISTREAM_") and "__" in name
-
-
-def _override(tables: dict[str, Any], environ: Mapping[str, str]) -> None:
-    for name, text in environ.items():
-        if not _overrides(name):
-            continue
-        table, _, key = name.removeprefix("SCISTREAM_").lower().partition("__")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text  # a bare word, as shells have them
-        section = tables.setdefault(table, {})
-        if isinstance(section, dict):
-            section[key] = value
-
-
-def _sentence(fault: Any) -> str:
-    parts = [part for part in fault["loc"] if not str(part).startswith("function-")]
-    place, table, keys = _place(parts)
-    if fault["type"] == "extra_forbidden":
-        what = f"{place} {keys[0]}: unknown key" if place else f"[{keys[0]}]: unknown table"
-        return f"{what}; accepted are {', '.join(table.model_fields)}"
-    message = fault["msg"].removeprefix("Value error, ")
-    found = "" if isinstance(fault["input"], dict) else f"found {shown(fault['input'])}; "
-    return f"{' '.join([place or '[settings]', *map(str, keys[:1])])}: {found}{message[0].lower()}{message[1:]}"
-
-
-def _place(parts: list[int | str]) -> tuple[str, type[BaseModel], list[int | str]]:
-    """Find the table that a fault is in: its name as it is in the file, its type, and what of the place is left."""
-    table: type[BaseModel] = Settings
-    names: list[str] = []
-    rest, number = list(parts), ""
-    kind: object = None
-    while rest and (found := _inner(table, str(rest[0]))):
-        table, kind = found
-        names.append(str(rest.pop(0)))
-        if kind is tuple and rest:
-            number = f" {int(rest.pop(0)) + 1}"
-        elif kind is dict and rest:
-            names.append(str(rest.pop(0)))
-    name = ".".join(names)
-    return (f"[[{name}]]{number}" if kind is tuple else f"[{name}]") if names else "", table, rest
-
-
-def _inner(table: type[BaseModel], key: str) -> tuple[type[BaseModel], object] | None:
-    """Give the type of the table, the tables in order or the tables by name that a key of a table stands for."""
-    field = table.model_fields.get(key)
-    if field is None:
-        return None
-    arguments = [each for each in get_args(field.annotation) if isinstance(each, type) and issubclass(each, Table)]
-    if arguments:
-        return arguments[0], get_origin(field.annotation)
-    if isinstance(field.annotation, type) and issubclass(field.annotation, Table):
-        return field.annotation, None
-    return None
-
-
-def _absolute(settings: Settings, base: Path) -> Settings:
-    server = settings.server
-    paths = {name: base / getattr(server, name) for name in ("certificate", "key", "state_dir")}
-    if server.runtime_dir != "auto":
-        paths["runtime_dir"] = base / server.runtime_dir
-    directory = str(base / settings.audit.directory) if settings.audit.directory else ""
-    return settings.model_copy(
-        update={
-            "server": server.model_copy(update=paths),
-            "auth": settings.auth.absolute(base),
-            "audit": settings.audit.model_copy(update={"directory": directory}),
-        }
-    )

@@ -48,7 +48,7 @@ class RecordedGroup(click.Group):
 
 
 def _note(context: click.Context, outcome: dict[str, object]) -> None:
-    from s2cs.settings import load  # noqa: PLC0415 - pydantic, which help needs not
+    from s2cs.settings_file import load  # noqa: PLC0415 - pydantic, which help needs not
 
     words, parent = [str(context.info_name)], context.parent
     while parent is not None and parent.parent is not None:  # but for the program itself

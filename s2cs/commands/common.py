@@ -31,7 +31,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON arr
 
 def load(file: Path | None) -> Settings:
     """Read the settings."""
-    from s2cs.settings import load as read  # noqa: PLC0415 - pydantic, which help needs not
+    from s2cs.settings_file import load as read  # noqa: PLC0415 - pydantic, which help needs not
 
     return read(file)
 

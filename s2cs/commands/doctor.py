@@ -93,7 +93,8 @@ def _bandwidth(text: str) -> Rate:
 
 def _settings(file: Path | None) -> Settings:
     """Read the settings; a host without a gateway yet is looked at with the defaults."""
-    from s2cs.settings import SEARCHED, Settings  # noqa: PLC0415
+    from s2cs.settings import Settings  # noqa: PLC0415
+    from s2cs.settings_file import SEARCHED  # noqa: PLC0415
 
     if file is None and not any(path.exists() for path in SEARCHED):
         return Settings()

@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -17,7 +17,6 @@ from scistream.errors import FailedPrecondition
 Scope = Literal["sessions", "read", "admin"]
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 MethodName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
-_Names = TypeVar("_Names", bound="Names")
 _LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
 
 
@@ -168,18 +167,3 @@ class Auth(Table):
     def issuers(self) -> tuple[Issuer, ...]:
         """All methods of OAuth."""
         return (*self.oidc, *self.introspection)
-
-    def absolute(self, base: Path) -> Auth:
-        """Give the same with paths relative to a directory made absolute."""
-        return self.model_copy(
-            update={
-                "oidc": tuple(_absolute(method, base) for method in self.oidc),
-                "introspection": tuple(_absolute(method, base) for method in self.introspection),
-                "certificates": _absolute(self.certificates, base),
-            }
-        )
-
-
-def _absolute(table: _Names, base: Path) -> _Names:
-    paths = {key: base / value for key, value in table if isinstance(value, Path)}
-    return table.model_copy(update=paths)

@@ -11,7 +11,8 @@ from pathlib import Path
 from s2cs.policy.addresses import own_addresses
 from s2cs.policy.decision import Decision, Forward, Open, Place, decide, rule_of
 from s2cs.policy.resolver import Resolver
-from s2cs.settings import SEARCHED, Settings
+from s2cs.settings import Settings
+from s2cs.settings_file import SEARCHED
 from scistream.machine import Owner
 from scistream.vocabulary import Endpoint, Role
 

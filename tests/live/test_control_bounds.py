@@ -215,7 +215,7 @@ def test_calls_at_once_on_one_connection_are_bounded(server: GatewayProcess) -> 
 
 
 def test_settings_with_a_bad_bound(tmp_path: Path) -> None:
-    from s2cs.settings import SettingsError, load
+    from s2cs.settings_file import SettingsError, load
 
     file = tmp_path / "s2cs.toml"
     file.write_text("[limits]\npeer_connections = 1\nfailure_rate = 0\n")

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from s2cs.settings import Settings, load
+from s2cs.settings import Settings
+from s2cs.settings_file import load
 from s2uc.config import KnownGateway, SessionRecord, UserConfig
 from s2uc.keys import AppKey, read_key
 from s2uc.login.grant import Grant

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from s2cs.settings import SettingsError, load
+from s2cs.settings_file import SettingsError, load
 
 
 def written(directory: Path, text: str) -> Path:
@@ -107,6 +107,12 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert settings.auth.introspection[0].secret_file == tmp_path / "secret"
     assert settings.server.state_dir == tmp_path / "state"
     assert settings.server.key == Path("/etc/key.pem")
+    assert (settings.server.runtime_dir, settings.audit.directory) == ("auto", "")
+    others = "[server]\nruntime_dir = 'run'\n[s2ds]\nprograms = {nginx = 'bin/nginx'}\n[audit]\ndirectory = 'log'"
+    settings = load(written(tmp_path, others), {})
+    assert settings.server.runtime_dir == tmp_path / "run"
+    assert settings.s2ds.programs == {"nginx": tmp_path / "bin/nginx"}
+    assert settings.audit.directory == tmp_path / "log"
 
 
 def test_the_environment_overrides(tmp_path: Path) -> None:
