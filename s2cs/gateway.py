@@ -78,13 +78,13 @@ class Gateway:
             self._lifecycle,
             self._sessions,
             self._revocations,
-            data_server,
             self.clock,
             lambda: self.settings.limits.keep_ended,
         )
 
     async def open(self) -> None:
         """Take up the sessions in the store, compare them with what the data server has, and begin to watch."""
+        news = self.data_server.watch()  # from now on: what happens after the list is not missed
         tunnels = {status.id: status for status in await self.data_server.list()}
         for session in self._sessions.stored():
             live = Live(session, self.clock.now() if session.state.ended else inf)
@@ -97,7 +97,7 @@ class Gateway:
         for orphan in tunnels:
             log.warning("tunnel %s belongs to no session and is stopped", orphan)
             await self.data_server.stop(orphan)
-        self._housekeeping.start()
+        self._housekeeping.start(news)
 
     async def close(self) -> None:
         """Stop. What becomes of the sessions is said by `on_shutdown`."""

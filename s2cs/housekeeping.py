@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from math import inf
 
 from s2cs.clock import Clock
@@ -15,7 +15,7 @@ from s2cs.effects import meaning
 from s2cs.lifecycle import Lifecycle
 from s2cs.live import Live, News
 from s2cs.revocation import Revocations
-from s2cs.s2ds.contract import DataServer
+from s2cs.s2ds.contract import TunnelEvent
 from s2cs.sessions import Sessions
 from scistream.errors import ResourceExhausted, Unavailable
 from scistream.machine import Revoke, Timeout
@@ -34,7 +34,6 @@ class Housekeeping:
         lifecycle: where what is due is done.
         sessions: all there are.
         revocations: what is to be ended from outside of the protocol.
-        data_server: whose news are sessions' events.
         clock: of leases.
         keep_ended: how many seconds an ended session is still known.
     """
@@ -44,14 +43,12 @@ class Housekeeping:
         lifecycle: Lifecycle,
         sessions: Sessions,
         revocations: Revocations,
-        data_server: DataServer,
         clock: Clock,
         keep_ended: Callable[[], float],
     ) -> None:
         self._lifecycle = lifecycle
         self._sessions = sessions
         self._revocations = revocations
-        self._data_server = data_server
         self._clock = clock
         self._keep_ended = keep_ended
         self._tasks: list[asyncio.Task[None]] = []
@@ -63,10 +60,10 @@ class Housekeeping:
         """True when deadlines are no longer looked at."""
         return self._clock.now() - self._looked_at > _STALLED_S
 
-    def start(self) -> None:
-        """Begin."""
+    def start(self, news: AsyncIterator[TunnelEvent]) -> None:
+        """Begin, and take the news of the data server for sessions' events."""
         self._looked_at = self._clock.now()
-        self._tasks = [asyncio.create_task(self._watch_time()), asyncio.create_task(self._watch_data_server())]
+        self._tasks = [asyncio.create_task(self._watch_time()), asyncio.create_task(self._follow(news))]
 
     async def stop(self) -> None:
         """Stop."""
@@ -112,8 +109,8 @@ class Housekeeping:
             live.warned = True
             live.publish(News.EXPIRY, f"the lease ends in {left:.0f} s")
 
-    async def _watch_data_server(self) -> None:
-        async for event in self._data_server.watch():
+    async def _follow(self, news: AsyncIterator[TunnelEvent]) -> None:
+        async for event in news:
             if (live := self._sessions.get(event.id)) is None:
                 continue
             try:

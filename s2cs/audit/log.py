@@ -187,7 +187,8 @@ class Audit:
     def _written(self, records: list[Record]) -> bool:
         assert self._files is not None
         lost = self._lost
-        resumed = [Record(time.time(), "log.resumed", {"reason": self._fault, "lost": lost})] if self._fault else []
+        missing = self._fault or lost
+        resumed = [Record(time.time(), "log.resumed", {"reason": self._fault, "lost": lost})] if missing else []
         try:
             self._files.append([*records, *resumed])
         except Exception as error:  # whatever it is, the thread goes on and tries again
@@ -195,7 +196,7 @@ class Audit:
                 log.error("the audit log in %s cannot be written: %s", self._files.directory, error)
             self._fault = str(error) or type(error).__name__
             return False
-        if self._fault:
+        if missing:
             log.warning("the audit log is written again; %d records were lost", lost)
             self._fault, self._lost = "", self._lost - lost
         return True

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from s2cs.audit.acts import Recorded, RecordedGroup
-from s2cs.commands.common import CONTEXT, config_option, load, opened, utc
+from s2cs.commands.common import CONTEXT, config_option, json_option, load, opened, utc
 from scistream.errors import DeadlineExceeded, InvalidArgument, NotFound, Unavailable
 from scistream.vocabulary import printable, shown
 
@@ -23,7 +23,6 @@ _KILL_S = 40.0  # the gateway looks four times a second, and tries the end of a 
 _REASON = 200  # characters
 
 _all_option = click.option("--all", "everything", is_flag=True, help="Ended sessions, too.")
-_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON array on stdout.")
 
 
 @click.group(
@@ -35,7 +34,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="One JSON ar
 )
 @config_option
 @_all_option
-@_json_option
+@json_option
 @click.pass_context
 def sessions(context: click.Context, file: Path | None, everything: bool, as_json: bool) -> None:
     """Show the sessions of this gateway, and end them. Alone it does what `list` does."""
@@ -48,7 +47,7 @@ def sessions(context: click.Context, file: Path | None, everything: bool, as_jso
 @sessions.command("list", context_settings=CONTEXT, epilog="Example: s2cs sessions list --json")
 @config_option
 @_all_option
-@_json_option
+@json_option
 def list_sessions(file: Path | None, everything: bool, as_json: bool) -> None:
     """Show the sessions of this gateway."""
     _show(file, everything, as_json)

@@ -251,6 +251,44 @@ async def test_everything_at_once_is_answered(facility: _Facility) -> None:
         assert facility.server.tunnels == {}
 
 
+class _WithAnOrphan(_DataServer):
+    """Has a session's tunnel, which is given up while an orphan is stopped; only who watches by then is told."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__()
+        self._id = id
+        self._watches: list[asyncio.Queue[TunnelEvent]] = []
+
+    async def list(self, *ids: str) -> tuple[TunnelStatus, ...]:
+        return tuple(TunnelStatus(id, TunnelState.RUNNING, "nginx", "1.26", ()) for id in (self._id, "orphan"))
+
+    async def stop(self, id: str, cut: bool = False) -> None:
+        if id == "orphan":
+            for watch in self._watches:
+                watch.put_nowait(TunnelEvent(self._id, Change.FATAL, "it dies again and again"))
+
+    def watch(self) -> AsyncIterator[TunnelEvent]:
+        self._watches.append(queue := asyncio.Queue[TunnelEvent]())
+
+        async def follow() -> AsyncIterator[TunnelEvent]:
+            while True:
+                yield await queue.get()
+
+        return follow()
+
+
+async def test_a_proxy_that_dies_while_the_gateway_begins(facility: _Facility, tmp_path: Path) -> None:
+    await facility.open()
+    store, server = SqliteStore(tmp_path / "s2cs.db"), _WithAnOrphan((await facility.session()).id)
+    again = Gateway(facility.gateway.settings, store, server)
+    await again.open()
+    await _turns()
+    ((session, _, _),) = await again.list(_ALICE, _UID)
+    await again.close()
+    store.close()
+    assert (session.state, session.reason) == (State.FAILED, "it dies again and again")
+
+
 async def test_leases_end_while_the_store_cannot_say_what_is_revoked(facility: _Facility, tmp_path: Path) -> None:
     session = await facility.gateway.request(_ALICE, Request(_UID, Role.PROD, 1, lease_s=1))
     with sqlite3.connect(tmp_path / "s2cs.db") as other:

@@ -263,6 +263,18 @@ def test_a_log_that_cannot_be_written_refuses_sessions_and_loses_nothing(tmp_pat
     lenient.close()
 
 
+def test_records_that_found_no_room_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("s2cs.audit.log._MOST_WAITING", 3)
+    audit = Audit(Files(tmp_path / "audit", _PLENTY))
+    for number in range(10):  # nobody writes yet
+        audit.write(f"event {number}")
+    audit.start()
+    audit.close()
+    lines = [json.loads(line) for line in file_of(tmp_path / "audit").read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["event 0", "event 1", "event 2", "log.resumed"]
+    assert lines[-1]["lost"] == 7
+
+
 _UNRECORDED = {  # they tell and change nothing, or the gateway itself records what they do
     *("init", "check", "serve", "reload", "doctor", "audit verify", "audit head", "audit show"),
     *("sessions", "sessions list", "user", "user list", "user token", "user token list", "policy", "policy test"),
