@@ -24,6 +24,7 @@ from s2cs.s2ds.local import LocalDataServer
 from s2cs.server import local_config, read_certificate, running_pid
 from s2cs.settings import Settings
 from scistream.errors import ScistreamError
+from scistream.vocabulary import Endpoint
 from scistream.x509 import check_server_certificate
 
 _EXPIRY_WARNING_DAYS = 30
@@ -130,15 +131,22 @@ def _bind(address: str, port: int) -> OSError | None:
     return None
 
 
-def _listeners(settings: Settings) -> Iterator[Finding]:
+def _own_ports(settings: Settings) -> Iterator[tuple[str, Endpoint]]:
     for endpoint in (*settings.server.listen, *settings.auth.certificates.listen):
+        yield "control port", endpoint
+    for endpoint in settings.metrics.listen:
+        yield "metrics port", endpoint
+
+
+def _listeners(settings: Settings) -> Iterator[Finding]:
+    for what, endpoint in _own_ports(settings):
         error = _bind(endpoint.host, endpoint.port)
         if error is None:
-            yield Finding(True, f"control port {endpoint} is free")
+            yield Finding(True, f"{what} {endpoint} is free")
         elif error.errno == errno.EADDRINUSE and running_pid(settings) is not None:
-            yield Finding(True, f"control port {endpoint} is in use; this gateway is running")
+            yield Finding(True, f"{what} {endpoint} is in use; this gateway is running")
         else:
-            yield Finding(False, f"control port {endpoint} cannot be used: {error.strerror}; change listen")
+            yield Finding(False, f"{what} {endpoint} cannot be used: {error.strerror}; change listen")
 
 
 def _ports(settings: Settings) -> Iterator[Finding]:
@@ -159,9 +167,9 @@ def _ports(settings: Settings) -> Iterator[Finding]:
             + (f" overlap the ports that the kernel gives to outgoing connections ({low}-{high})" if overlap else ""),
             warning=overlap,
         )
-    for endpoint in settings.server.listen:
+    for what, endpoint in _own_ports(settings):
         if network.ports.first <= endpoint.port <= network.ports.last:
-            yield Finding(False, f"control port {endpoint} is inside [network] ports {network.ports}; move one of them")
+            yield Finding(False, f"{what} {endpoint} is inside [network] ports {network.ports}; move one of them")
 
 
 def _proxies(settings: Settings) -> Iterator[Finding]:

@@ -99,6 +99,14 @@ def test_check_finds_every_fault_at_once(made: Path) -> None:
         assert any(words in fault for fault in faults), words
 
 
+def test_check_finds_a_metrics_port_that_is_taken(made: Path) -> None:
+    found = re.search(r'\[metrics\]\nlisten = \["127.0.0.1:(\d+)"\]', made.read_text())
+    assert found
+    with socket.create_server(("127.0.0.1", int(found[1]))):
+        done = s2cs("check", "--config", made, exit_status=1)
+    assert f"FAULT metrics port 127.0.0.1:{found[1]} cannot be used: Address already in use" in done.stdout
+
+
 @pytest.mark.parametrize("command", [["serve"], ["check"], ["sessions"], ["user", "list"]])
 def test_bad_settings_are_named(made: Path, command: list[str]) -> None:
     edit(made, "[s2ds]", "[s2ds]\nbufer = 3")
