@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -111,6 +112,15 @@ class GatewayProcess:
         }
         return {what: things for what, things in found.items() if things}
 
+    def clear(self) -> None:
+        """Take away what one leaves that was killed: its proxies live on, and memory keeps keys for the next server."""
+        place = self.tunnels
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if Path(process.cwd()).is_relative_to(place):
+                    process.kill()
+        shutil.rmtree(place, ignore_errors=True)
+
     def start(self) -> None:
         """Start it, and wait until it answers."""
         command = [*self.wrapper, *_S2CS, "serve", "--config", str(self.config)]
@@ -152,8 +162,12 @@ def gateway(
     subprocess.run([*wrapper, *_S2CS, "init", str(directory), *ports, *options], check=True, capture_output=True)
     lan = options[options.index("--lan") + 1] if "--lan" in options else "127.0.0.1"
     address = f"[{lan}]:{first}" if ":" in lan else f"{lan}:{first}"
-    with _served(GatewayProcess(directory, address, first, blocks * BLOCK, environ, list(wrapper))) as running:
-        yield running
+    running = GatewayProcess(directory, address, first, blocks * BLOCK, environ, list(wrapper))
+    try:
+        with _served(running):
+            yield running
+    finally:
+        running.clear()
 
 
 @contextmanager
