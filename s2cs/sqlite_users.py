@@ -31,7 +31,7 @@ class SqliteUsers:
     def add(self, user: User, token: Token) -> None:
         """Add a user with a first token."""
         try:
-            with self._faults(), _Transaction(self._db):
+            with self._faults(), Transaction(self._db):
                 self._insert(user)
                 self._insert_token(user.id, token)
         except sqlite3.IntegrityError:
@@ -58,7 +58,7 @@ class SqliteUsers:
     def meet(self, user: User) -> User:
         """Note somebody from outside."""
         try:
-            with self._faults(), _Transaction(self._db):
+            with self._faults(), Transaction(self._db):
                 if (known := self.by_id(user.id)) is None:
                     self._insert(replace(user, created_at=time.time()))
                 else:
@@ -83,7 +83,7 @@ class SqliteUsers:
 
     def remove(self, name: str) -> None:
         """Remove a user and its tokens."""
-        with self._faults(), _Transaction(self._db):
+        with self._faults(), Transaction(self._db):
             row = self._db.execute("SELECT id FROM users WHERE name = ?", (name,)).fetchone()
             if row is None:
                 raise _unknown(name)
@@ -139,12 +139,12 @@ class SqliteUsers:
     def note_uses(self, used: Mapping[str, float]) -> None:
         """Note when tokens and users were last used."""
         rows = [(at, id) for id, at in used.items()]
-        with self._faults(), _Transaction(self._db):
+        with self._faults(), Transaction(self._db):
             self._db.executemany("UPDATE tokens SET used_at = max(used_at, ?) WHERE id = ?", rows)
             self._db.executemany("UPDATE users SET used_at = max(used_at, ?) WHERE id = ?", rows)
 
 
-class _Transaction:
+class Transaction:
     """All of the statements inside, or none."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
@@ -154,7 +154,12 @@ class _Transaction:
         self._db.execute("BEGIN IMMEDIATE")
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+        try:
+            if kind is None:
+                self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:  # SQLite ends some by itself, as on a full disk
+                self._db.execute("ROLLBACK")
 
 
 def _joined(words: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from s2cs.sqlite_users import SqliteUsers
+from s2cs.sqlite_users import SqliteUsers, Transaction
 from s2cs.users import Users
 from scistream.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from scistream.machine import Owner, Proof, Request, Route, Session, State, Waits
@@ -130,8 +130,7 @@ class SqliteStore:
 
     def _open(self) -> None:
         self.file.chmod(0o600)
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version > len(MIGRATIONS):
+        if (version := self._version()) > len(MIGRATIONS):
             raise FailedPrecondition(
                 f"{self.file} was written by a newer s2cs (schema {version}, this one knows {len(MIGRATIONS)}); "
                 "install that version again"
@@ -141,8 +140,15 @@ class SqliteStore:
             raise sqlite3.DatabaseError(sound)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
-        for number, migration in enumerate(MIGRATIONS[version:], version + 1):
-            self._db.executescript(f"BEGIN; {migration} PRAGMA user_version={number}; COMMIT;")
+        if version < len(MIGRATIONS):
+            with Transaction(self._db):
+                for migration in MIGRATIONS[self._version() :]:  # another process may have done some meanwhile
+                    for statement in migration.split(";"):
+                        self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
+
+    def _version(self) -> int:
+        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
 
     @contextmanager
     def _faults(self) -> Iterator[None]:

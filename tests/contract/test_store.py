@@ -8,7 +8,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -263,14 +265,30 @@ class TestSqlite:
         assert ("newer s2cs" if damage == "newer" else "move the file away") in str(caught.value)
         assert before is None or file.read_bytes() == before
 
+    def test_two_that_bring_a_file_forward_at_once(self, tmp_path: Path) -> None:
+        file = tmp_path / "s2cs.db"
+        first = sqlite3.connect(file, isolation_level=None)
+        first.execute("PRAGMA journal_mode=WAL")
+        first.executescript(f"{MIGRATIONS[0]} {MIGRATIONS[1]} PRAGMA user_version=2; BEGIN IMMEDIATE;")
+        with ThreadPoolExecutor(1) as pool:
+            second = pool.submit(lambda: SqliteStore(file).close())
+            time.sleep(0.5)  # for it to read the version before
+            for statement in f"{''.join(MIGRATIONS[2:])} PRAGMA user_version={len(MIGRATIONS)}; COMMIT".split(";"):
+                first.execute(statement)
+            second.result()
+        first.close()
+
     def test_no_room(self, tmp_path: Path) -> None:
         store = SqliteStore(tmp_path / "s2cs.db")
         (pages,) = store._db.execute("PRAGMA page_count").fetchone()
         store._db.execute(f"PRAGMA max_page_count={pages}")
         with pytest.raises(ResourceExhausted, match="make room"):
             store.save(session(reason="x" * 100_000))
+        with pytest.raises(ResourceExhausted, match="make room"):
+            store.users.add(User.new("alice", groups=[f"group{n}" for n in range(10_000)]), Token.new(b"1"))
         store._db.execute("PRAGMA max_page_count=100000")
         store.save(session("after"))
+        store.users.add(User.new("alice"), Token.new(b"1"))
         store.close()
 
 
