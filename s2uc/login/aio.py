@@ -131,6 +131,8 @@ async def log_in(
     known = config.gateway(name)
     check_mix_up(config, known, terms, wish)
     place = vault(config.directory, name, wish.store)
+    with suppress(InvalidArgument):  # a damaged entry will be replaced
+        await asyncio.to_thread(place.load)  # a keyring that does not open is told of before anybody logs in
     async with Issuer(terms.issuer) as issuer:
         if issuer.supports("scopes", "offline_access") and "offline_access" not in terms.scopes:
             terms = replace(terms, scopes=(*terms.scopes, "offline_access"))

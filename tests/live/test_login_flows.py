@@ -17,6 +17,9 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import httpx
 import pytest
 
+from s2uc.blocking import wait_for
+from s2uc.config import KnownGateway, UserConfig
+from s2uc.login.aio import Wish, log_in
 from s2uc.login.browser import by_browser
 from s2uc.login.device import by_device
 from s2uc.login.grant import Grant, Terms
@@ -34,6 +37,7 @@ from scistream.errors import (
     Unauthenticated,
     Unavailable,
 )
+from scistream.vocabulary import Endpoint
 from tests.support.provider import Browser, Provider, provider
 
 OPAQUE = "urn:opaque"
@@ -439,6 +443,11 @@ def test_a_computer_without_a_keyring(tmp_path: Path) -> None:
     try:
         with pytest.raises(FailedPrecondition, match="no keyring on this computer"):
             vault(tmp_path, "aps", "keyring").load()
+        config = UserConfig(tmp_path)
+        config.save_gateway(KnownGateway("aps", Endpoint("127.0.0.1", 9)))
+        terms, wish = Terms("http://127.0.0.1:9", "s2uc", ("openid",)), Wish(store="keyring")
+        with pytest.raises(FailedPrecondition, match="no keyring on this computer"):  # and nobody had to log in before
+            wait_for(log_in(config, "aps", terms, wish, print))
     finally:
         keyring.set_keyring(before)
 
