@@ -67,6 +67,15 @@ class KeyHolder:
         return bool(hello_key_sha256) and hmac.compare_digest(self.key_sha256, hello_key_sha256)
 
 
+class KeptOut(PermissionDenied):
+    """A user that is known, and disabled."""
+
+    def __init__(self, caller: Caller) -> None:
+        """Say so; the record of the refusal names the caller."""
+        super().__init__(f"{caller.name} is disabled at this gateway; ask its operator why")
+        self.caller = caller
+
+
 def user_only(caller: Caller | KeyHolder) -> Caller:
     """Give the caller back if it is a user.
 

@@ -189,6 +189,9 @@ def main() -> None:
         for line in str(error).splitlines():
             click.echo(f"s2cs: {line}", err=True)
         sys.exit(error.exit_status)
+    except FileExistsError as error:
+        click.echo(f"s2cs: {error.filename} is there already; name another file, or move it away", err=True)
+        sys.exit(1)
     except OSError as error:
         click.echo(f"s2cs: {error.filename or 'the output'} cannot be used: {error.strerror}", err=True)
         sys.exit(1)

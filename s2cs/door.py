@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from s2cs.audit.calls import Call, current
 from s2cs.audit.log import Audit
-from s2cs.auth import Caller, KeyHolder, bearer, digest, user_only
+from s2cs.auth import Caller, KeptOut, KeyHolder, bearer, digest, user_only
 from s2cs.bounds import Bounds, Visit
 from s2cs.identity.authenticator import Authenticator
 from scistream.errors import InvalidArgument, ScistreamError, Unauthenticated
@@ -66,7 +66,7 @@ class Door(grpc.aio.ServerInterceptor):
             call = self._call(context, method)
             try:
                 async with self._visit(context, method) as visit:
-                    call.by(await self._identify(context, method, visit))
+                    await self._identify(context, method, visit, call)
                     call.asks(message := _read(decode, request))
                     answer = await inner(message, context)
                     visit.good()
@@ -85,8 +85,7 @@ class Door(grpc.aio.ServerInterceptor):
             call = self._call(context, method)
             try:
                 async with self._visit(context, method) as visit:
-                    caller = await self._identify(context, method, visit)
-                    call.by(caller)
+                    caller = await self._identify(context, method, visit, call)
                     call.asks(message := _read(decode, request))
                     async with _as_long_as(caller):
                         async for item in inner(message, context):
@@ -105,17 +104,23 @@ class Door(grpc.aio.ServerInterceptor):
     def _visit(self, context: Any, method: str) -> AbstractAsyncContextManager[Visit]:
         return self._bounds.visit(context.peer(), _credential(context), method in _OPEN_TO_ALL)
 
-    async def _identify(self, context: Any, method: str, visit: Visit) -> Caller | KeyHolder | None:
+    async def _identify(self, context: Any, method: str, visit: Visit, call: Call) -> Caller | KeyHolder | None:
         if method in _OPEN_TO_ALL:
             return None
         values = _authorizations(context)
         if len(values) > 1:
             raise Unauthenticated("there is more than one authorization; send one")
-        caller = await self._authenticator.identify("".join(values), _certificate(context))
+        try:
+            caller = await self._authenticator.identify("".join(values), _certificate(context))
+        except KeptOut as refusal:
+            call.caller = refusal.caller
+            raise
         if isinstance(caller, Caller):
             visit.good()
+            call.by(caller)  # before it is refused for what its credentials are not for
         if isinstance(caller, Caller) or method not in _OPEN_TO_KEYS:
-            caller = user_only(caller).needs(_SCOPES.get(method, ""))
+            user_only(caller).needs(_SCOPES.get(method, ""))
+        call.caller = caller
         calling.set(caller)
         return caller
 

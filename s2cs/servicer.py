@@ -15,6 +15,7 @@ from s2cs.audit.calls import current
 from s2cs.auth import user_only
 from s2cs.door import calling
 from s2cs.gateway import Gateway
+from s2cs.health import unready
 from s2cs.identity.settings import Auth
 from s2cs.live import Item, News
 from s2cs.policy.decision import longest_lease, usual_lease
@@ -120,6 +121,7 @@ class Servicer(ControlServicer):
             scopes=sorted(caller.scopes),
             groups=sorted(caller.groups),
             authenticated_until=None if caller.expires_at == inf else _stamp(caller.expires_at),
+            unready=unready(self._gateway),
         )
 
     async def methods(self, request: pb.MethodsRequest, context: Any) -> pb.MethodList:

@@ -44,6 +44,7 @@ class Ping:
             "version": self.description.version,
             "user": self.description.user,
             "free_ports": self.description.free_ports,
+            "unready": self.description.unready,
             "backends": {
                 backend.name: backend.version or f"not usable: {backend.reason}"
                 for backend in self.description.backends

@@ -26,15 +26,15 @@ class Call:
     def __init__(self, audit: Audit, method: str, peer: str) -> None:
         """Begin: the method's path, and the peer as gRPC names it."""
         self.session: Session | None = None
+        self.caller: Caller | KeyHolder | None = None
         self._audit = audit
         self._method = method.rpartition("/")[2]
         self._peer = address(peer)
-        self._caller: Caller | KeyHolder | None = None
         self._asked: Any = None
 
-    def by(self, caller: Caller | KeyHolder | None) -> None:
-        """Know who asks."""
-        self._caller = caller
+    def by(self, caller: Caller) -> None:
+        """Know which user asks."""
+        self.caller = caller
         self._audit.login(caller, self._peer)
 
     def asks(self, message: Any) -> None:
@@ -60,7 +60,7 @@ class Call:
     def _write(self, decision: str, reason: str, facts: dict[str, object], nobody: bool = False) -> None:
         self._audit.write(
             "login" if nobody else f"call.{self._method}",
-            caller=self._caller,
+            caller=self.caller,
             peer=self._peer,
             session=self.session,
             decision=decision,

@@ -138,9 +138,9 @@ class Audit:
         all_facts = {"decision": decision, "reason": reason, **who(caller), "peer": peer, **about, **facts}
         self._put(Record(time.time(), event, all_facts))
 
-    def login(self, caller: Caller | KeyHolder | None, peer: str) -> None:
+    def login(self, caller: Caller, peer: str) -> None:
         """Record the first use of a user's credentials from an address, in the life of this process."""
-        if self._files is None or not isinstance(caller, Caller):
+        if self._files is None:
             return
         key = (caller.id, caller.method, _host(peer))
         if key not in self._known:

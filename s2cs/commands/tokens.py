@@ -49,12 +49,22 @@ def made(scopes: tuple[str, ...], expires: str) -> tuple[str, Token]:
 
 
 def hand_over(secret: str, file: Path | None) -> None:
-    """Write a new token into a file of its own, or print it."""
+    """Write a new token into a file of its own, or print it.
+
+    Raises:
+        FileExistsError, OSError: it cannot be written; a file that is there is left alone.
+    """
     if file:
         with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:  # noqa: PTH123
             out.write(f"{secret}\n")
     else:
         click.echo(secret)
+
+
+def kept_nowhere(file: Path | None) -> str:
+    """Say where a new token is, and that it is nowhere else."""
+    where = f"the token is in {file}" if file else "that is the token"
+    return f"{where} and is not kept here, so hand it over now"
 
 
 def insider(users: Users, name: str) -> User:
@@ -131,7 +141,7 @@ def add_token(name: str, scopes: tuple[str, ...], expires: str, token_file: Path
         except OSError:
             store.users.end_token(record.id)
             raise
-    click.echo(f"added token {record.id} of user {name}; it is not kept, so hand it over now", err=True)
+    click.echo(f"added token {record.id} of user {name}; {kept_nowhere(token_file)}", err=True)
 
 
 @token.command(

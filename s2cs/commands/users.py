@@ -11,7 +11,17 @@ import click
 
 from s2cs.audit.acts import RecordedGroup
 from s2cs.commands.common import CONTEXT, config_option, json_option, load, opened, utc, when
-from s2cs.commands.tokens import expires_option, file_option, hand_over, insider, made, rotate, scope_option, token
+from s2cs.commands.tokens import (
+    expires_option,
+    file_option,
+    hand_over,
+    insider,
+    kept_nowhere,
+    made,
+    rotate,
+    scope_option,
+    token,
+)
 from scistream.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -63,7 +73,7 @@ def add(
         except OSError:
             store.users.remove(name)  # with a token that nobody has
             raise
-    click.echo(f"added {rank} {name}; the token is not kept, so hand it over now", err=True)
+    click.echo(f"added {rank} {name}; {kept_nowhere(token_file)}", err=True)
 
 
 @user.command(

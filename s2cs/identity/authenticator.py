@@ -7,14 +7,14 @@ import logging
 import time
 from collections.abc import Callable
 
-from s2cs.auth import TOKEN_PREFIX, Caller, KeyHolder, bearer, digest
+from s2cs.auth import TOKEN_PREFIX, Caller, KeptOut, KeyHolder, bearer, digest
 from s2cs.identity.certificates import CertificateMethod
 from s2cs.identity.introspection import OpaqueMethod
 from s2cs.identity.oidc import JwtMethod, issuer_of
 from s2cs.identity.settings import Auth
 from s2cs.store import Store
 from s2cs.users import Rank, User
-from scistream.errors import PermissionDenied, ScistreamError, Unauthenticated, Unavailable
+from scistream.errors import ScistreamError, Unauthenticated, Unavailable
 from scistream.vocabulary import shown
 
 log = logging.getLogger(__name__)
@@ -152,17 +152,21 @@ class Authenticator:
         user, token = found
         if time.time() >= token.expires_at:
             raise Unauthenticated(f"token {token.id} of {user.name} has expired; ask the operator for a new one")
-        _see_enabled(user)
-        self._used[token.id] = self._used[user.id] = time.time()
         role = user.rank if "admin" in token.scopes else Rank.USER
-        return Caller(user.name, user.id, role, user.groups, token.scopes, "token", token.expires_at)
+        scopes = token.scopes if role > Rank.USER else token.scopes - {"admin"}  # it would be for nothing
+        caller = Caller(user.name, user.id, role, user.groups, scopes, "token", token.expires_at)
+        if user.disabled:
+            raise KeptOut(caller)
+        self._used[token.id] = self._used[user.id] = time.time()
+        return caller
 
     def _outsider(self, caller: Caller) -> Caller:
         """Note an outsider at the first time, and whenever something is different; turn away who is disabled."""
         known = self._store.users.by_id(caller.id)
         if known is None or (known.name, known.rank, known.groups) != (caller.name, caller.role, caller.groups):
             known = self._store.users.meet(User(caller.id, caller.name, caller.role, caller.groups))
-        _see_enabled(known)
+        if known.disabled:
+            raise KeptOut(caller)
         self._used[caller.id] = time.time()
         return caller
 
@@ -186,8 +190,3 @@ async def _close_later(methods: Methods) -> None:
         await asyncio.sleep(_GRACE_S)
     finally:
         await methods.close()
-
-
-def _see_enabled(user: User) -> None:
-    if user.disabled:
-        raise PermissionDenied(f"{user.name} is disabled at this gateway; ask its operator why")

@@ -44,6 +44,7 @@ def _words(found: Ping) -> str:
             f"call {call['median']} ms ({call['min']} to {call['max']}, {told['calls']} calls)",
             f"  {tls['version']} {tls['cipher']}, certificate until {found.certificate_until:%Y-%m-%d}",
             f"  you are {told['user']}; {told['free_ports']} ports free",
+            *([f"  {told['unready']}"] if told["unready"] else []),
             *(f"  {name} {state}" for name, state in told["backends"].items()),
         ]
     )

@@ -126,6 +126,8 @@ def list_command(settings: Settings, names: tuple[str, ...], everything: bool) -
         content += [_content(gateway.name, info) for info in found]
         lines += [_line(gateway.name, info) for info in found]
     settings.emit({"sessions": content}, "\n".join(lines))
+    if not lines and not failed and not settings.json:
+        settings.say("no sessions" if everything else "no running sessions; --all shows those that have ended, too")
     if failed:
         click.get_current_context().exit(failed.exit_status)
 

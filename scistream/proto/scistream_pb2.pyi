@@ -331,6 +331,7 @@ class GatewayDescription(_message.Message):
     SCOPES_FIELD_NUMBER: _builtins.int
     GROUPS_FIELD_NUMBER: _builtins.int
     AUTHENTICATED_UNTIL_FIELD_NUMBER: _builtins.int
+    UNREADY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.str
     user: _builtins.str
@@ -349,6 +350,8 @@ class GatewayDescription(_message.Message):
     """what owns the caller's sessions: never somebody else's"""
     method: _builtins.str
     """token, oidc, introspection or certificate"""
+    unready: _builtins.str
+    """why no new session could be opened now; empty: it could"""
     @_builtins.property
     def backends(self) -> _containers.RepeatedCompositeFieldContainer[Global___Backend]: ...
     @_builtins.property
@@ -384,10 +387,11 @@ class GatewayDescription(_message.Message):
         scopes: _abc.Iterable[_builtins.str] | None = ...,
         groups: _abc.Iterable[_builtins.str] | None = ...,
         authenticated_until: _timestamp_pb2.Timestamp | None = ...,
+        unready: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["authenticated_until", b"authenticated_until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "authenticated_until", b"authenticated_until", "backends", b"backends", "default_backend", b"default_backend", "default_lease_s", b"default_lease_s", "free_ports", b"free_ports", "groups", b"groups", "identity", b"identity", "lan_address", b"lan_address", "max_lease_s", b"max_lease_s", "max_num_conn", b"max_num_conn", "method", b"method", "name", b"name", "role", b"role", "scopes", b"scopes", "user", b"user", "version", b"version", "wan_address", b"wan_address"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "authenticated_until", b"authenticated_until", "backends", b"backends", "default_backend", b"default_backend", "default_lease_s", b"default_lease_s", "free_ports", b"free_ports", "groups", b"groups", "identity", b"identity", "lan_address", b"lan_address", "max_lease_s", b"max_lease_s", "max_num_conn", b"max_num_conn", "method", b"method", "name", b"name", "role", b"role", "scopes", b"scopes", "unready", b"unready", "user", b"user", "version", b"version", "wan_address", b"wan_address"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

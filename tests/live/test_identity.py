@@ -41,6 +41,16 @@ def add_user(running: GatewayProcess, name: str, *options: str) -> str:
     return s2cs(running, "user", "add", name, *options).stdout.strip()
 
 
+def refusals(running: GatewayProcess, name: str) -> list[tuple[str, str]]:
+    """Read from the audit log what somebody was refused, a moment later: events and statuses."""
+    for _ in range(100):
+        lines = s2cs(running, "audit", "show", "--json", "--event", "refused", "--user", name).stdout.splitlines()
+        if lines:
+            break
+        time.sleep(0.05)
+    return [(line["event"], line["status"]) for line in map(json.loads, lines) if line["user"] == name]
+
+
 def outcome(running: GatewayProcess, token: str, method: str = "describe") -> tuple[str, str]:
     """Call a method; the status, and what was said."""
     with running.client(token) as client:
@@ -132,6 +142,13 @@ class TestTokens:
         assert token not in words
         assert "expired" in s2cs(running, "user", "token", "list", "eve").stdout
 
+    def test_what_it_is_not_for(self, running: GatewayProcess) -> None:
+        reader = add_user(running, "rea", "--scope", "read", "--scope", "admin")
+        status, words = outcome(running, reader, "release")
+        assert status == "PERMISSION_DENIED"
+        assert words.endswith("yours have read")  # that of an admin is for nothing with a user's role
+        assert refusals(running, "rea") == [("call.release", "PERMISSION_DENIED")]
+
     def test_rotation(self, running: GatewayProcess) -> None:
         old = add_user(running, "rob", "--scope", "read", "--expires", "1d")
         new = s2cs(running, "user", "rotate", "rob", "--overlap", "2s").stdout.strip()
@@ -152,6 +169,7 @@ class TestTokens:
             "dan is disabled at this gateway; ask its operator why",
         )
         assert "disabled" in s2cs(running, "user", "list").stdout
+        assert refusals(running, "dan") == [("call.describe", "PERMISSION_DENIED")]
         s2cs(running, "user", "enable", "dan")
         assert outcome(running, token)[0] == "OK"
 

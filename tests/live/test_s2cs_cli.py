@@ -278,11 +278,13 @@ def test_a_token_file_is_its_owners_alone_and_never_written_over(tmp_path: Path)
     config, file = str(tmp_path / "g/s2cs.toml"), tmp_path / "alice.token"
     s2cs("init", str(tmp_path / "g"))
     add = ("user", "add", "alice", "--config", config, "--token-file", str(file))
-    assert s2cs(*add).stdout == ""
+    added = s2cs(*add)
+    assert added.stdout == ""
+    assert f"the token is in {file} and is not kept here" in added.stderr
     assert file.stat().st_mode & 0o777 == 0o600
     assert len(token := file.read_text()) > 40
     s2cs("user", "remove", "alice", "--config", config)
-    assert "File exists" in s2cs(*add, exit_status=1).stderr
+    assert f"{file} is there already" in s2cs(*add, exit_status=1).stderr
     assert file.read_text() == token
     assert "alice" not in s2cs("user", "list", "--config", config).stdout
 

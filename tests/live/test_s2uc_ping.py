@@ -7,6 +7,9 @@ import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from click.testing import CliRunner
+
+from s2cs.cli import cli
 from tests.support.ports import port_block
 from tests.support.user import facilities
 
@@ -28,7 +31,11 @@ def test_ping_says_how_far_and_how_a_gateway_is(tmp_path: Path) -> None:
             assert found["free_ports"] > 10
         words = user.s2uc("ping", "aps").stdout
         assert "you are admin" in words
+        assert "not taken now" not in words
         assert all(name in words for name in ("nginx", "haproxy", "stunnel") if shutil.which(name))
+
+        CliRunner().invoke(cli, ["drain", "--config", str(both.aps.config)], catch_exceptions=False)
+        assert "new sessions are not taken now: the gateway is being drained" in user.s2uc("ping", "aps").stdout
 
         files = [both.aps.directory / "certs" / name for name in ("server.crt", "server.key")]
         mine = [shutil.copy(file, tmp_path / file.name) for file in files]

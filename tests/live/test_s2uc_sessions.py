@@ -102,6 +102,7 @@ def test_a_session_from_request_to_release(running: Facilities, producer: Echo) 
     assert running.left() == {}
     assert user.records() == []
     assert user.json("list")["sessions"] == []
+    assert "no running sessions; --all shows" in user.s2uc("list").stderr
     ended = user.json("list", "--all")["sessions"]
     assert {one["state"] for one in ended} == {"RELEASED"}
     assert [one["traffic"]["connections_total"] for one in ended] == [2, 2]
