@@ -205,8 +205,8 @@ def _confinement(settings: Settings) -> Iterator[Finding]:
     elif runtime.in_memory(place):
         yield Finding(True, f"keys of sessions are in memory, in {place}")
     else:
-        text = f"keys of sessions are on a disk, in {place}; name a place on a tmpfs as [server] runtime_dir"
-        yield Finding(True, text, warning=True)
+        mend = "name a directory of its own on a tmpfs as [server] runtime_dir"
+        yield Finding(True, f"keys of sessions are on a disk, in {place}; {mend}", warning=True)
     piped = Path("/proc/sys/kernel/core_pattern").read_text().startswith("|")
     if confinement.forbid_cores() or not piped:
         yield Finding(True, "no cores are left, which would hold keys")

@@ -119,7 +119,8 @@ def _limits(readings: Readings, need: Need) -> Iterator[Finding]:
         f"{readings.keys} in memory" if readings.keys_in_memory else f"{readings.keys} on a disk",
         "in memory",
         "what is in memory is gone with the machine's power, and on no disk that is sold",
-        "mount -t tmpfs -o mode=0755,nosuid,nodev tmpfs /run (systemd does), or name a tmpfs as [server] runtime_dir",
+        "mount -t tmpfs -o mode=0755,nosuid,nodev tmpfs /run (systemd does), "
+        "or name a directory on a tmpfs as [server] runtime_dir",
         well=readings.keys_in_memory,
     )
 

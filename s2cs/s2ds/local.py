@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import re
@@ -24,6 +23,7 @@ from s2cs.s2ds.events import Events
 from s2cs.s2ds.files import room
 from s2cs.s2ds.generations import entrust
 from s2cs.s2ds.launchers import LAUNCHERS
+from s2cs.s2ds.place import hold
 from s2cs.s2ds.ports import Listeners, too_few
 from s2cs.s2ds.proxy import handles
 from s2cs.s2ds.record import Record
@@ -75,7 +75,7 @@ class LocalDataServer:
         self._confinement = choose(self._config.user)
         if self._confinement.caution:
             log.warning("%s", self._confinement.caution)
-        self._lock = _locked(self._config.directory, self._confined)
+        self._lock = hold(self._config.directory, self._confined)
         await asyncio.to_thread(self.backends)  # looks at the proxies once, before anyone waits for it
         left = [path for path in self._config.directory.iterdir() if path.is_dir()]
         await asyncio.gather(*(self._adopt(path) for path in left))
@@ -264,29 +264,3 @@ class LocalDataServer:
         left = [self._launcher.adopt(handle) for handle in found]
         await asyncio.gather(*(p.stop(Signals.SIGTERM, self._config.grace_s) for p in left if p is not None))
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _locked(directory: Path, confinement: Confinement) -> int:
-    """Make the directory, and hold it against a second server, which would end this one's proxies."""
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        directory.chmod(0o711 if confinement.switches else 0o700)  # a proxy has to pass to its own
-        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise FailedPrecondition(
-            f"directory {directory} cannot be used ({error.strerror}); make it writable for this user"
-        ) from None
-    if (closed := confinement.closed(directory / "lock")) is not None:
-        os.close(lock)
-        raise FailedPrecondition(
-            f"proxies run as {confinement.user} and cannot pass {closed} on the way to {directory}; "
-            "name another [server] runtime_dir, or another [s2ds] user"
-        )
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise FailedPrecondition(
-            f"directory {directory} is used by another data server; stop that one, or use another directory"
-        ) from None
-    return lock

@@ -433,6 +433,21 @@ asyncio.run(main())
     assert "/bin/true could not be started: Resource temporarily unavailable" in run.stdout, run.stderr
 
 
+@pytest.mark.parametrize("mode", [0o700, 0o1777])
+async def test_a_directory_that_others_use_is_left_as_it_is(tmp_path: Path, range_: PortRange, mode: int) -> None:
+    """As /run or /dev/shm for [server] runtime_dir."""
+    others = tmp_path / "shared" / "postgresql"
+    others.mkdir(parents=True)
+    (others / "pid").write_text("1")
+    others.parent.chmod(mode)
+    settings = replace(config(tmp_path, range_, Flavour("", "auto")), directory=others.parent)
+    with pytest.raises(FailedPrecondition, match=r"name (a directory of its own|one below it, which is made,) as"):
+        await LocalDataServer(settings).open()
+    assert (others / "pid").exists()
+    assert others.parent.stat().st_mode & 0o7777 == mode
+    assert not (others.parent / "lock").exists()
+
+
 async def test_strangers_who_knock_do_not_fill_the_disk(
     kind: Flavour, tmp_path: Path, range_: PortRange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
