@@ -18,13 +18,14 @@ from s2cs.audit.log import Audit
 from s2cs.auth import Caller, KeptOut, KeyHolder, bearer, digest, user_only
 from s2cs.bounds import Bounds, Visit
 from s2cs.identity.authenticator import Authenticator
-from scistream.errors import InvalidArgument, ScistreamError, Unauthenticated
+from scistream.errors import InvalidArgument, PermissionDenied, ScistreamError, Unauthenticated
 from scistream.vocabulary import printable
 from scistream.wire import OWN_WORDS, grpc, status_of
 
 log = logging.getLogger(__name__)
 
 calling: ContextVar[Caller | KeyHolder] = ContextVar("caller")
+_LOOK_S = 1.0  # between looks at the credentials of a caller whose call goes on
 _OPEN_TO_ALL = ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/List", "/scistream.Control/methods")
 _NOT_SERVED = "/grpc.health.v1.Health/Watch"  # would last as long as any stranger likes
 _OPEN_TO_KEYS = ("/scistream.Control/hello", "/scistream.Control/watch")  # whose session it is, is seen there
@@ -87,7 +88,7 @@ class Door(grpc.aio.ServerInterceptor):
                 async with self._visit(context, method) as visit:
                     caller = await self._identify(context, method, visit, call)
                     call.asks(message := _read(decode, request))
-                    async with _as_long_as(caller):
+                    async with _as_long_as(caller, lambda: self._still(context, caller)):
                         async for item in inner(message, context):
                             visit.good()
                             yield item
@@ -124,6 +125,16 @@ class Door(grpc.aio.ServerInterceptor):
         calling.set(caller)
         return caller
 
+    async def _still(self, context: Any, caller: Caller | KeyHolder | None) -> bool:
+        """Tell whether a caller's credentials are what they were; where that cannot be known now, they are."""
+        try:
+            again = await self._authenticator.identify("".join(_authorizations(context)), _certificate(context))
+        except (Unauthenticated, PermissionDenied):
+            return False
+        except ScistreamError:
+            return True
+        return _standing(again) == _standing(caller)
+
     async def _refuse(self, error: Exception, context: Any, method: str, call: Call) -> NoReturn:
         if isinstance(error, grpc.aio.AbortError):
             raise error
@@ -156,17 +167,34 @@ def _credential(context: Any) -> str:
     return token[::-1] if token.count(".") == 2 else token
 
 
+def _standing(caller: Caller | KeyHolder | None) -> tuple[object, ...]:
+    return (caller.id, caller.role, caller.scopes) if isinstance(caller, Caller) else ()
+
+
+async def _look_again(bound: asyncio.Timeout, still: Callable[[], Awaitable[bool]]) -> None:
+    await asyncio.sleep(_LOOK_S)
+    while await still():  # noqa: ASYNC110 - another process takes them away
+        await asyncio.sleep(_LOOK_S)
+    bound.reschedule(0)
+
+
 @asynccontextmanager
-async def _as_long_as(caller: Caller | KeyHolder | None) -> AsyncIterator[None]:
-    """End what goes on when the caller's credentials end."""
+async def _as_long_as(caller: Caller | KeyHolder | None, still: Callable[[], Awaitable[bool]]) -> AsyncIterator[None]:
+    """End what goes on when a user's credentials end, or are taken away; a session's key ends with its session."""
+    looking = None
     left = caller.expires_at - time.time() if isinstance(caller, Caller) and caller.expires_at != inf else None
     try:
         async with asyncio.timeout(left) as bound:
+            if isinstance(caller, Caller):
+                looking = asyncio.create_task(_look_again(bound, still))
             yield
     except TimeoutError:
         if bound.expired():
             raise Unauthenticated("your credentials have come to their end meanwhile; log in again") from None
         raise
+    finally:
+        if looking is not None:
+            looking.cancel()
 
 
 def _read(decode: Callable[[Any], Any], request: Any) -> Any:

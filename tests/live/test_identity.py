@@ -212,3 +212,24 @@ def test_the_last_use_is_noted(running: GatewayProcess) -> None:
     users = {user["name"]: user for user in json.loads(s2cs(running, "user", "list", "--json").stdout)}
     assert (users["lou"]["used_at"], users["lou"]["tokens"]) == (row["used_at"], 1)
     running.start()
+
+
+@pytest.mark.parametrize(
+    "taken_away",
+    [["user", "remove"], ["user", "disable"], ["user", "change", "--role", "user"]],
+    ids=["removed", "disabled", "no longer operator"],
+)
+def test_a_watch_of_anothers_session_ends_with_the_right_to_it(running: GatewayProcess, taken_away: list[str]) -> None:
+    uid = f"watched-{'-'.join(taken_away)}".replace("--", "")
+    name = f"operator-{taken_away[1]}"
+    token = add_user(running, name, "--operator")
+    with running.client() as admin, running.client(token) as operator:
+        admin.req(pb.Request(uid=uid, role="PROD", num_conn=1, immediate=True))
+        watching = operator.watch(pb.WatchRequest(uid=uid), timeout=60)
+        assert next(watching).session.state == "RESERVED"
+        s2cs(running, *taken_away[:2], name, *taken_away[2:])
+        with pytest.raises(grpc.RpcError) as ended:
+            next(watching)
+        assert ended.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert admin.list(pb.ListRequest(uid=uid)).sessions[0].state == "RESERVED"
+        admin.release(pb.Release(uid=uid))
