@@ -72,11 +72,11 @@ def head(file: Path | None) -> None:
 @click.option("--user", default="", metavar="NAME", help="Only what this user asked, or the sessions of this user.")
 @click.option("--uid", default="", help="Only this session.")
 @click.option("--since", default="", metavar="TIME", help="2h, 1d, or 2026-05-01T12:00:00Z.")
-@click.option("--event", default="", metavar="E", help="Only this event or decision; call stands for call.request...")
+@click.option("--event", default="", metavar="E", help="Only this event or decision; call stands for call.req...")
 @click.option("--json", "as_json", is_flag=True, help="The lines as they are, JSON.")
 def show(file: Path | None, user: str, uid: str, since: str, event: str, as_json: bool) -> None:
     """Show what is in the log, oldest first."""
-    after = _time(since)
+    after, found = _time(since), False
     for text, record in _records(_directory(load(file))):
         named = (record.get("event", ""), record.get("decision", ""))
         if (
@@ -85,7 +85,10 @@ def show(file: Path | None, user: str, uid: str, since: str, event: str, as_json
             and (not after or record.get("at", "") >= after)
             and (not event or event in named or str(named[0]).startswith(f"{event}."))
         ):
+            found = True
             click.echo(text if as_json else _line(record))
+    if not found:
+        click.echo("no such records", err=True)
 
 
 def _records(directory: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -27,7 +27,7 @@ from s2uc.commands.common import (
 from s2uc.commands.completion import gateways
 from s2uc.commands.request import make_terms, with_terms
 from s2uc.config import KnownGateway, SessionRecord
-from scistream.errors import FailedPrecondition, InvalidArgument
+from scistream.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from scistream.vocabulary import Endpoint, Role, Uid, shown
 
 if TYPE_CHECKING:
@@ -249,7 +249,13 @@ def outbound_request_command(
         timeout=settings.call_timeout(),
         on_step=settings.progress,
     )
-    side, expires_at = perform(opening)
+    try:
+        side, expires_at = perform(opening)
+    except AlreadyExists:
+        raise AlreadyExists(
+            f"gateway {found}: a consumer's half of session {made.uid} is open there, perhaps with this ticket; "
+            f"see s2uc status {made.uid}, or end it first: s2uc release {made.uid}"
+        ) from None
     _keep(settings, made.uid, Role.CONS, found, key, expires_at)
     settings.emit(
         {"uid": made.uid, "state": "ACTIVE", "expires_at": expires_at.isoformat(), "consumer": _side(side)},

@@ -81,6 +81,7 @@ def test_a_sessions_life_is_in_the_log_of_both_gateways_and_no_secret_is(tmp_pat
             ("admin.user.add", "alice"),
             ("admin.user.remove", "alice"),
         ]
+        assert s2cs(producer, "audit", "show", "--user", "nobody").stderr == "no such records\n"
         whole = shown(producer)
         assert [whole[0]["event"], whole[-1]["event"]] == ["gateway.start", "gateway.stop"]
         assert not shown(producer, "--since", "2100-01-01")

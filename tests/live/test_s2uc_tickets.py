@@ -63,6 +63,8 @@ def test_two_users(running: Facilities, alice: User, bob: User, producer: Echo, 
     outbound = bob.json("outbound-request", "--gateway", "alcf", "--ticket", str(ticket))
     assert outbound["uid"] == inbound["uid"]
     assert outbound["consumer"]["targets"] == inbound["producer"]["listeners"]
+    again = bob.complaint("outbound-request", "--gateway", "alcf", "--ticket", str(ticket), expect=1)
+    assert f"a consumer's half of session {inbound['uid']} is open there" in again
     for listener in outbound["consumer"]["listeners"]:
         _exchange(listener)
     for user, side in ((alice, "producer"), (bob, "consumer")):
