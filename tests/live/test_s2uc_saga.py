@@ -124,7 +124,8 @@ def _read_until(process: subprocess.Popen[str], *words: str) -> None:
 
 def test_a_waiting_program_is_interrupted(running: Facilities) -> None:
     program = (
-        "import sys, s2uc\n"
+        "import faulthandler, sys, s2uc\n"
+        "faulthandler.dump_traceback_later(50)\n"  # should it hang, where
         "aps, alcf = (s2uc.known_gateway(name) for name in ('aps', 'alcf'))\n"
         "print('go', flush=True)\n"
         "try:\n"
@@ -140,7 +141,11 @@ def test_a_waiting_program_is_interrupted(running: Facilities) -> None:
     while "Hello" not in (line := process.stdout.readline()):
         assert line
     process.send_signal(signal.SIGINT)
-    out, errors = process.communicate(timeout=30)
+    try:
+        out, errors = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise AssertionError(f"it did not end: {process.communicate()}") from None
     assert (process.returncode, errors) == (9, "")
     assert out.count("undone") == 2
     _nothing(running)
