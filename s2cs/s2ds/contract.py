@@ -116,7 +116,7 @@ class TunnelStatus:
     backend: str
     backend_version: str
     listeners: tuple[Endpoint, ...]
-    pids: tuple[int, ...] = ()
+    pids: tuple[int, ...] = ()  # in a long list only of the leading processes
     restarts: int = 0
     reason: str = ""  # the last death, with the end of the proxy's log
     tls_version: str = ""  # as last negotiated on the WAN leg, from the proxy's own log

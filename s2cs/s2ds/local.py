@@ -173,7 +173,7 @@ class LocalDataServer:
         stale = [tunnel for tunnel in wanted if time.monotonic() - tunnel.looked_at > _FRESH_S]
         if stale and len(stale) <= _FRESH_MOST:
             await self._counting.look(stale)
-        return tuple(tunnel.status for tunnel in wanted)
+        return tuple(tunnel.status(glance=len(wanted) > _FRESH_MOST) for tunnel in wanted)
 
     def watch(self) -> AsyncIterator[TunnelEvent]:
         """Follow what happens to tunnels, from this call on."""

@@ -59,10 +59,10 @@ class Tunnel:
         self._work: set[asyncio.Task[None]] = set()  # all that stop() has to interrupt
         self._stopping: asyncio.Task[None] | None = None
 
-    @property
-    def status(self) -> TunnelStatus:
-        """The tunnel as `list` shows it."""
-        self._read_logs()
+    def status(self, glance: bool = False) -> TunnelStatus:
+        """Give the tunnel as `list` shows it; at a glance, as it was last looked at, and without its workers."""
+        if not glance:
+            self._read_logs()
         running = [p.process.pid for p in self._proxies if not p.process.ended]
         return TunnelStatus(
             id=self.spec.id,
@@ -70,7 +70,9 @@ class Tunnel:
             backend=self.backend.name,
             backend_version=self._found.version,
             listeners=self.listeners.advertised,
-            pids=tuple(pid for leader in running for pid in (leader, *sorted(procfs.children(leader)))),
+            pids=tuple(
+                pid for leader in running for pid in (leader, *(() if glance else sorted(procfs.children(leader))))
+            ),
             restarts=self._restarts,
             reason=self._reason,
             tls_version=self._ledger.tls[0],
