@@ -55,7 +55,8 @@ def _look(message: Message) -> None:
             pass
     for field, value in message.ListFields():
         if isinstance(value, str):
-            setattr(message, field.name, printable(value))
+            if not value.isprintable():
+                setattr(message, field.name, printable(value))
         elif isinstance(value, Message):
             _look(value)
         elif isinstance(value, MutableMapping):
