@@ -228,10 +228,11 @@ async def left_by_a_killed_server(
         with pytest.raises(FailedPrecondition, match="used by another data server"):
             await LocalDataServer(config(directory, range_, kind)).open()
         process.kill()
-    assert set(processes_in(directory)) == set(pids)  # the streams outlive the server
+    left = set(processes_in(directory))
+    assert left >= set(pids)  # the streams outlive the server; a proxy that serves may have been starting more workers
     assert len(listening(range_)) == 2
     try:
-        yield pids, listeners
+        yield [pids[0], *left - {pids[0]}], listeners
     finally:
         async with local(config(directory, range_, kind)):
             pass
