@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -129,7 +130,7 @@ def run(command: Sequence[str], way: Way, environment: Mapping[str, str] | None 
         child = subprocess.Popen(filled, env={**(environment or os.environ), **way.environment()})
         for number in early:
             child.send_signal(number)
-        status = child.wait()
+        status = _end(child)
     except OSError as error:
         print(f"s2uc: {filled[0]} cannot be started: {error.strerror}", file=sys.stderr)  # noqa: T201 - as a shell says it
         return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
@@ -137,6 +138,15 @@ def run(command: Sequence[str], way: Way, environment: Mapping[str, str] | None 
         for number, handler in before.items():
             signal.signal(number, handler)
     return status if status >= 0 else 128 - status
+
+
+def _end(child: subprocess.Popen[bytes]) -> int:
+    """Wait for its end; from time to time, since a signal that the system gives to another thread wakes nobody here."""
+    waiting = threading.Thread(target=child.wait, name="end of the application", daemon=True)
+    waiting.start()
+    while waiting.is_alive():
+        waiting.join(0.5)
+    return child.wait()
 
 
 def _in_foreground() -> bool:

@@ -23,6 +23,8 @@ from scistream.vocabulary import Endpoint, Rate, Role, Uid
 
 _T = TypeVar("_T")
 _UNDO_S = 15.0
+# The system may give a signal to any thread, and then nothing wakes this one: it looks from time to time.
+_LOOK_S = 0.5
 
 
 @cache
@@ -44,6 +46,8 @@ def wait_for(work: Coroutine[Any, Any, _T]) -> _T:
 
     future = asyncio.run_coroutine_threadsafe(tracked(), _loop())
     try:
+        while not ended.wait(_LOOK_S):
+            pass
         return future.result()
     except BaseException:
         if future.cancel():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +77,25 @@ def test_running_a_command(capfd: pytest.CaptureFixture[str]) -> None:
     assert run([sys.executable, "-c", f"import os; os.kill({os.getpid()}, 0); os.abort()"], _WAY) == 134
     assert run(["no-such-program-here"], _WAY) == 127
     assert run(["/"], _WAY) == 126
+
+
+def test_a_signal_that_the_system_gives_to_another_thread_is_passed_on(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "ready")
+    ended = threading.Event()
+
+    def elsewhere() -> None:
+        (tmp_path / "ready").read_bytes()
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+        ended.wait(10)
+
+    program = (
+        "import os, signal, sys; signal.signal(10, lambda *_: os._exit(7)); open(sys.argv[1], 'w'); signal.pause()"
+    )
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    assert run([sys.executable, "-c", program, str(tmp_path / "ready")], _WAY) == 7
+    ended.set()
+    thread.join(10)
 
 
 _SMALL = Amount(frames=7, rows=4, cols=8)
