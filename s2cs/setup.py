@@ -20,7 +20,7 @@ from scistream.x509 import DevelopmentCA
 _DAYS = 825  # the longest that common TLS clients accept for a server certificate
 
 _SETTINGS = """\
-# The settings of one SciStream gateway. See docs/configuration.md; check with: s2cs check --config THIS-FILE
+# The settings of one SciStream gateway. See docs/operator/configuration.md; check with: s2cs check --config THIS-FILE
 
 [server]
 name = "{name}"

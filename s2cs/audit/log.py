@@ -122,7 +122,7 @@ class Audit:
         """Record something. Never waits, never fails.
 
         Args:
-            event: its name, as docs/audit.md lists them.
+            event: its name, as docs/operator/audit.md lists them.
             caller: on whose word.
             peer: the address that asked.
             session: what it is about.

@@ -25,7 +25,7 @@ from tests.support.fresh import checkout, clean_environment
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-GETTING_STARTED = (ROOT / "docs/getting-started.md").read_text()
+GUIDE = {page.stem: page.read_text() for page in (ROOT / "docs/user").glob("*.md")}
 
 # What stands for what. N is a number that no other run of this test uses at the time.
 ADDRESSES = {
@@ -48,7 +48,7 @@ done
 exec cp "$@"
 """
 ANALYSE = """#!/bin/sh
-# The consumer's program in docs/getting-started.md.
+# The consumer's program in docs/user/job.md.
 echo "analyse $* of $SCISTREAM_UID from $SCISTREAM_LISTENERS"
 """
 
@@ -192,11 +192,12 @@ def test_the_first_real_session(hosts: Hosts) -> None:
     assert len(sessions) == 8
     assert not hosts.listeners() & sessions
 
-    # docs/getting-started.md goes on from there
-    for command in (line for block in blocks(GETTING_STARTED, "sh") for line in block.splitlines()):
-        if command != _application():
-            hosts.run("laptop", command)
-    (script,) = blocks(GETTING_STARTED, "python")
+    # The user's guide goes on from there.
+    for name, page in GUIDE.items():
+        for host, command in dialogue(page):
+            hosts.run(host, command)
+        assert not blocks(page, "sh") or name == "job"
+    (script,) = blocks(GUIDE["python"], "python")
     (hosts.home("laptop") / "script.py").write_text(hosts.here(script))
     out = hosts.run("laptop", "python3 script.py")
     assert len(re.findall(r"127\.\d+\.2\.5:30\d\d\d", out)) == 4
@@ -208,7 +209,7 @@ def test_the_first_real_session(hosts: Hosts) -> None:
 
 
 def analyse(hosts: Hosts) -> None:
-    """Run the application of docs/getting-started.md while the session lives."""
+    """Run the application of docs/user/job.md while the session lives."""
     program = hosts.home("compute") / "analyse"
     program.write_text(ANALYSE)
     program.chmod(0o755)
@@ -218,8 +219,8 @@ def analyse(hosts: Hosts) -> None:
 
 
 def _application() -> str:
-    (command,) = (block.strip() for block in blocks(GETTING_STARTED, "sh") if block.startswith("s2uc run"))
-    return command
+    (command,) = blocks(GUIDE["job"], "sh")
+    return command.strip()
 
 
 def test_the_addresses_of_the_readme_are_all_replaced() -> None:

@@ -24,7 +24,9 @@ from scistream import diagram
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONSTRAINTS = (ROOT / "constraints.txt").read_text().splitlines()
-CONFIGURATION = (ROOT / "docs/configuration.md").read_text()
+CONFIGURATION = "".join(
+    (ROOT / f"docs/operator/{page}.md").read_text() for page in ("configuration", "users", "upkeep")
+)
 
 
 def dependencies() -> set[str]:
@@ -108,7 +110,7 @@ def test_every_backend_and_launcher_is_in_the_docs() -> None:
 
 @pytest.mark.parametrize("group", [s2cs_cli, s2uc_cli], ids=["s2cs", "s2uc"])
 def test_every_command_is_in_the_changelog_or_a_page(group: click.Group) -> None:
-    text = "".join(path.read_text() for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md")])
+    text = "".join(path.read_text() for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md")])
     names = group.list_commands(click.Context(group))
     assert names
     for name in names:
@@ -116,7 +118,7 @@ def test_every_command_is_in_the_changelog_or_a_page(group: click.Group) -> None
 
 
 def test_every_dependency_has_its_reason_and_its_pin() -> None:
-    decisions = (ROOT / "docs/decisions.md").read_text()
+    decisions = (ROOT / "docs/developer/decisions.md").read_text()
     pinned = {normal(line.partition("==")[0]) for line in CONSTRAINTS}
     for name in dependencies():
         assert re.search(rf"^\| `{re.escape(name)}` \| \S", decisions, re.MULTILINE), f"{name} has no reason"
@@ -129,7 +131,7 @@ def test_constraints_are_pins_and_nothing_else() -> None:
 
 
 def test_pages_link_to_what_exists() -> None:
-    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]:
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")]:
         for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if not link.startswith("http"):
                 assert (page.parent / link).exists(), f"{page.name}: {link}"
