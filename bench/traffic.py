@@ -142,22 +142,32 @@ def transfer(
     return Transfer(received * 8 / elapsed / 1e9, tuple(each / gigabytes for each in used), memory)
 
 
-def round_trips(address: Address, count: int, size: int = 64, most_s: float = 5.0) -> list[float]:
-    """Send a message and wait for it to come back, again and again; seconds of each."""
+def round_trips(
+    address: Address, count: int, size: int = 64, most_s: float = 5.0, warm_up: int = 20
+) -> list[float]:
+    """Send a message and wait for it to come back, again and again; seconds of each, of one at least.
+
+    Args:
+        address: of what sends it back.
+        count: how often.
+        size: of the message, in bytes.
+        most_s: after so many seconds fewer have to do.
+        warm_up: how many come before, and do not count.
+    """
     times = []
     message = bytes(size)
     with connect(address) as connection:
         connection.sendall(_ECHO.to_bytes(8, "big"))
         end = time.perf_counter() + most_s
-        for i in range(count + 20):
+        for i in range(count + warm_up):
             begin = time.perf_counter()
             connection.sendall(message)
             if len(connection.recv(size, socket.MSG_WAITALL)) != size:
                 raise ConnectionError("the stream ended early")
             now = time.perf_counter()
-            if i >= 20:
+            if i >= warm_up:
                 times.append(now - begin)
-            if now > end:
+            if times and now > end:
                 break
     return times
 

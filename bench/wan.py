@@ -149,7 +149,7 @@ def _one(
         row |= {"streams": streams}
         if streams == 1:
             row["first_byte_ms"] = statistics.median(first_bytes(road.addresses[0], 3)) * 1e3
-            row["round_trip_ms"] = statistics.median(round_trips(road.addresses[0], 10, most_s=1.0)) * 1e3
+            row["round_trip_ms"] = statistics.median(round_trips(road.addresses[0], 10, most_s=1.0, warm_up=2)) * 1e3
         row["gbps"] = _gbps(road, seconds, warm_up)
         return row
 

@@ -20,12 +20,12 @@ from s2cs.clock import Clock
 from s2cs.effects import reconciled
 from s2cs.housekeeping import Housekeeping
 from s2cs.lifecycle import Lifecycle
-from s2cs.live import Item, Live
+from s2cs.live import Item, Listed, Live
 from s2cs.policy.decision import Lease, decide, usual_lease
 from s2cs.policy.resolver import Resolver
 from s2cs.policy.sessions import admit_targets, backend_for, check_quota, held_by_others, judged, objection
 from s2cs.revocation import Revocations
-from s2cs.s2ds.contract import DataServer, Traffic, TunnelStatus
+from s2cs.s2ds.contract import DataServer
 from s2cs.sessions import Sessions
 from s2cs.settings import Settings
 from s2cs.store import Store
@@ -250,9 +250,7 @@ class Gateway:
         self._lifecycle.apply(live, Release(f"released by {by}"))
         return await live.until(lambda session: session.state.ended)
 
-    async def list(
-        self, caller: Caller | KeyHolder, uid: str = ""
-    ) -> list[tuple[Session, TunnelStatus | None, Traffic | None]]:
+    async def list(self, caller: Caller | KeyHolder, uid: str = "") -> list[Listed]:
         """Give the caller's sessions, or everybody's to an operator, newest last; what they moved, where it is known.
 
         Raises:
@@ -265,8 +263,11 @@ class Gateway:
             found = [live for live in self._sessions if user.operator or live.session.owner.id == user.id]
         running = [live.session.id for live in found if not live.session.state.ended]
         tunnels = {status.id: status for status in await self.data_server.list(*running)} if running else {}
-        listed = [(live, tunnels.get(live.session.id)) for live in found]
-        return [(live.session, tunnel, live.traffic or (tunnel.traffic if tunnel else None)) for live, tunnel in listed]
+        listed = [(live, live.session, tunnels.get(live.session.id)) for live in found]
+        return [
+            Listed(live, session, tunnel, live.traffic or (tunnel.traffic if tunnel else None))
+            for live, session, tunnel in listed
+        ]
 
     def watch(self, caller: Caller | KeyHolder, uid: Uid) -> AsyncIterator[Item]:
         """Follow a session until it has ended.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from math import inf
 
-from s2cs.s2ds.contract import Traffic
+from s2cs.s2ds.contract import Traffic, TunnelStatus
 from scistream.errors import ScistreamError, Unavailable
 from scistream.machine import Session
 
@@ -33,6 +33,16 @@ class Item:
     message: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One session of a list; a long list comes often, and most of it is what it was."""
+
+    live: Live
+    session: Session
+    tunnel: TunnelStatus | None  # of one that holds nothing there is none
+    traffic: Traffic | None  # where it is known
+
+
 class Live:
     """Hold a session, and tell whoever waits when it changes."""
 
@@ -43,6 +53,7 @@ class Live:
         self.task: asyncio.Task[None] | None = None  # the last effect, done when all before it are
         self.warned = False
         self.traffic: Traffic | None = None  # what it moved in all, when that is known
+        self.told: tuple[object, bytes] = None, b""  # a list's last words of it, and what they were made of
         self._changed = asyncio.Event()
         self._watchers: set[asyncio.Queue[Item | None]] = set()
 

@@ -6,9 +6,12 @@ them may steer one; its times, states and addresses have to be such.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, MutableSequence
+from collections.abc import Callable, MutableMapping, MutableSequence
+from functools import cache
+from operator import attrgetter
 from typing import Any, TypeVar
 
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -17,6 +20,10 @@ from scistream.errors import ScistreamError, Unavailable
 from scistream.machine import State
 from scistream.proto import scistream_pb2 as pb
 from scistream.vocabulary import Role, parse_endpoints, printable
+
+_DAY_S = 86_400
+_ROLES, _STATES = frozenset(map(str, Role)), frozenset(map(str, State))
+_TIMES = range(-62_135_596_800 + _DAY_S, 253_402_300_800 - _DAY_S)  # years 1 to 9999, in any time zone
 
 _M = TypeVar("_M", bound=Message)
 
@@ -38,31 +45,65 @@ def sound(answer: _M, gateway: object) -> _M:
 
 
 def _look(message: Message) -> None:
-    match message:
-        case Timestamp():
-            message.ToDatetime()
-        case pb.Response() | pb.AppResponse():
-            State(message.state or State.REQUESTED)  # existing gateways say none
-            parse_endpoints(message.listeners)
-        case pb.SessionInfo():
-            Role.parse(message.role)
-            State(message.state)
-        case pb.SessionEvent():
-            parse_endpoints(message.session.prod_listeners)
-            if message.kind not in pb.SessionEvent.Kind.values():
-                message.kind = pb.SessionEvent.UNSPECIFIED  # a newer gateway's
+    """Judge what is no text, and make printable what is: a thousand sessions in one answer are some thousand texts."""
+    shape = _shape(message.DESCRIPTOR)
+    if shape.judge is not None:
+        shape.judge(message)
+    if not "".join(shape.texts(message)).isprintable():
+        for name in shape.names:
+            setattr(message, name, printable(getattr(message, name)))
+    for name in shape.lists:
+        _look_at_list(getattr(message, name))
+    for name in shape.maps:
+        if entries := getattr(message, name):
+            _look_at_map(entries)
+    for name in shape.times:
+        if message.HasField(name):
+            _judge_time(getattr(message, name))
+    for name in shape.ones:
+        if message.HasField(name):
+            _look(getattr(message, name))
+    for name in shape.many:
+        for each in getattr(message, name):
+            _look(each)
+
+
+class _Shape:
+    """Which fields of a kind of message there are to look at."""
+
+    def __init__(self, descriptor: Descriptor) -> None:
+        texts = [field for field in descriptor.fields if field.type == FieldDescriptor.TYPE_STRING]
+        inner = {field.name: kind for field in descriptor.fields if (kind := field.message_type) and _matters(kind)}
+        times = [field for field in descriptor.fields if field.message_type is Timestamp.DESCRIPTOR]
+        self.judge = _JUDGES.get(descriptor.full_name)
+        self.names = [field.name for field in texts if not field.is_repeated]
+        self.texts = _getter(self.names)
+        self.lists = [field.name for field in texts if field.is_repeated]
+        self.maps = [name for name, kind in inner.items() if kind.GetOptions().map_entry]
+        self.times = [field.name for field in times]
+        repeated = {field.name for field in descriptor.fields if field.is_repeated}
+        self.ones = [name for name in inner if name not in repeated]
+        self.many = [name for name in inner if name in repeated and name not in self.maps]
+
+
+_shape = cache(_Shape)
+
+
+def _getter(names: list[str]) -> Callable[[Message], tuple[str, ...]]:
+    """Read fields all at once."""
+    match names:
+        case []:
+            return lambda message: ()
+        case [name]:
+            return lambda message: (getattr(message, name),)
         case _:
-            pass
-    for field, value in message.ListFields():
-        if isinstance(value, str):
-            if not value.isprintable():
-                setattr(message, field.name, printable(value))
-        elif isinstance(value, Message):
-            _look(value)
-        elif isinstance(value, MutableMapping):
-            _look_at_map(value)
-        elif isinstance(value, MutableSequence):
-            _look_at_list(value)
+            return attrgetter(*names)
+
+
+def _matters(descriptor: Descriptor) -> bool:
+    """Tell whether there is anything to look at in a kind of message."""
+    shape = _shape(descriptor)
+    return any((shape.judge, shape.names, shape.lists, shape.maps, shape.times, shape.ones, shape.many))
 
 
 def _look_at_map(entries: MutableMapping[str, str]) -> None:
@@ -72,9 +113,39 @@ def _look_at_map(entries: MutableMapping[str, str]) -> None:
         entries.update(cleaned)
 
 
-def _look_at_list(values: MutableSequence[Any]) -> None:
-    for i, value in enumerate(values):
-        if isinstance(value, Message):
-            _look(value)
-        elif isinstance(value, str) and not value.isprintable():
-            values[i] = printable(value)
+def _look_at_list(values: MutableSequence[str]) -> None:
+    if not "".join(values).isprintable():
+        values[:] = map(printable, values)
+
+
+def _judge_time(message: Any) -> None:
+    if message.seconds not in _TIMES or not 0 <= message.nanos < 10**9:
+        raise ValueError(f"{message.seconds} s is no time")
+
+
+def _judge_answer(message: Any) -> None:
+    State(message.state or State.REQUESTED)  # existing gateways say none
+    parse_endpoints(message.listeners)
+
+
+def _judge_session(message: Any) -> None:
+    if message.role not in _ROLES or message.state not in _STATES:
+        Role.parse(message.role)
+        State(message.state)
+
+
+def _judge_event(message: Any) -> None:
+    parse_endpoints(message.session.prod_listeners)
+    if message.kind not in pb.SessionEvent.Kind.values():
+        message.kind = pb.SessionEvent.UNSPECIFIED  # a newer gateway's
+
+
+_JUDGES: dict[str, Callable[[Any], None]] = {
+    kind.DESCRIPTOR.full_name: judge
+    for kind, judge in (
+        (pb.Response, _judge_answer),
+        (pb.AppResponse, _judge_answer),
+        (pb.SessionInfo, _judge_session),
+        (pb.SessionEvent, _judge_event),
+    )
+}

@@ -125,6 +125,7 @@ class Meter:
         self._gone: set[int] = set()  # proxies that have ended
         self._closed_then = ledger.closed  # when the kernel was last looked at
         self.looked_at = 0.0  # when that was
+        self._sum: tuple[Moved, Traffic] | None = None  # with what was closed then; none when it is to be made anew
         self._moved = 0  # bytes, then
         self._rate = 0
 
@@ -139,15 +140,17 @@ class Meter:
             return
         self._live = {leader: each for leader, each in live.items() if leader not in self._gone}
         self._closed_then = look.closed
-        traffic = self.traffic
+        traffic = self._added_up()
         self._moved = traffic.from_producer + traffic.from_consumer
         if self.looked_at:
             self._rate = max(0, round((self._moved - before) / elapsed_s))
         self.looked_at = look.at
+        self._sum = None
 
     def lose(self, leader: int) -> None:
         """Count what a proxy had open that has ended without a record of it, as of the last look."""
         self._gone.add(leader)
+        self._sum = None
         if (live := self._live.pop(leader, None)) is None:
             return
         closed, then = self.ledger.closed, self._closed_then
@@ -159,12 +162,19 @@ class Meter:
     def forget(self, leader: int) -> None:
         """Know no open connections of a proxy any more: its record has them."""
         self._gone.add(leader)
+        self._sum = None
         if (live := self._live.pop(leader, None)) is not None:  # what it had open has been closed since
             self._closed_then += Moved(live.up, live.down, live.open)
 
     @property
     def traffic(self) -> Traffic:
         """Closed and open connections together."""
+        closed = self.ledger.closed
+        if self._sum is None or self._sum[0] is not closed:
+            self._sum = closed, self._added_up()
+        return self._sum[1]
+
+    def _added_up(self) -> Traffic:
         closed, lives = self.ledger.closed, self._live.values()
         # What was closed since the last look is in both.
         since = replace(closed, up=closed.up - self._closed_then.up, down=closed.down - self._closed_then.down)

@@ -100,7 +100,7 @@ class _Facility:
     async def request(self) -> Session:
         session = await self.gateway.request(_ALICE, Request(_UID, Role.PROD, 1))
         self.csr = session.csr
-        return session
+        return listed.session
 
     async def update(self, target: str) -> Session:
         leaf = self.ca.issue(self.csr, Role.PROD)
@@ -116,8 +116,8 @@ class _Facility:
         assert (await self.update(_GOOD)).state is State.ACTIVE
 
     async def session(self) -> Session:
-        ((session, _, _),) = await self.gateway.list(_ALICE, _UID)
-        return session
+        (listed,) = await self.gateway.list(_ALICE, _UID)
+        return listed.session
 
 
 @pytest.fixture
@@ -219,8 +219,8 @@ async def test_an_update_while_the_proxy_dies_is_answered_when_it_is_done(facili
     facility.server.gate.clear()
     under_way = asyncio.create_task(facility.update(target))
     await _turns()
-    ((session, _, _),) = await facility.gateway.list(_ALICE)
-    facility.server.news.put_nowait(TunnelEvent(session.id, Change.EXITED, "it died"))
+    (listed,) = await facility.gateway.list(_ALICE)
+    facility.server.news.put_nowait(TunnelEvent(listed.session.id, Change.EXITED, "it died"))
     await _turns()
     assert (await facility.session()).state is State.RECOVERING
     assert not under_way.done()
