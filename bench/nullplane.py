@@ -34,7 +34,7 @@ from scistream.x509 import PrivateKey
 class NullDataServer(DataServer):
     """Stand for a data server: six verbs that answer at once. One key serves all."""
 
-    def __init__(self, config: LocalConfig) -> None:
+    def __init__(self, config: LocalConfig | None = None) -> None:
         self._tunnels: dict[str, TunnelStatus] = {}
         self._key = PrivateKey.generate()
         self._numbers = count()

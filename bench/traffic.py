@@ -142,9 +142,7 @@ def transfer(
     return Transfer(received * 8 / elapsed / 1e9, tuple(each / gigabytes for each in used), memory)
 
 
-def round_trips(
-    address: Address, count: int, size: int = 64, most_s: float = 5.0, warm_up: int = 20
-) -> list[float]:
+def round_trips(address: Address, count: int, size: int = 64, most_s: float = 5.0, warm_up: int = 20) -> list[float]:
     """Send a message and wait for it to come back, again and again; seconds of each, of one at least.
 
     Args:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterable
 from pathlib import Path
 
+from s2cs.policy.decision import Use
 from s2cs.settings import Limits
 from scistream.errors import ResourceExhausted
-from scistream.machine import Request, Session
+from scistream.machine import Request
 from scistream.vocabulary import Rate
 
 # What a session holds in this process beside its listeners: pidfd, log, and some for the moment of starting.
@@ -20,27 +20,26 @@ _CGROUP = Path("/proc/self/cgroup")
 _ROOTS = {"": "/sys/fs/cgroup", "pids": "/sys/fs/cgroup/pids"}  # of version 2, and of the pids controller of version 1
 
 
-def admit(limits: Limits, running: Iterable[Session], request: Request) -> None:
+def admit(limits: Limits, use: Use, request: Request) -> None:
     """Refuse a request for which there is no room.
 
     Args:
         limits: the operator's.
-        running: all sessions that have not ended.
+        use: what all sessions have that have not ended.
         request: the one more.
 
     Raises:
         ResourceExhausted: sessions, connections, rate, descriptors or processes would not suffice.
     """
-    sessions = list(running)
-    if len(sessions) >= limits.sessions:
+    if use.sessions >= limits.sessions:
         raise ResourceExhausted(f"this gateway serves {limits.sessions} sessions already; try again when one has ended")
-    connections = sum(session.request.num_conn for session in sessions)
-    if connections + request.num_conn > limits.connections:
+    if use.connections + request.num_conn > limits.connections:
+        left = limits.connections - use.connections
         raise ResourceExhausted(
-            f"{request.num_conn} connections were asked for, and {limits.connections - connections} of this gateway's "
+            f"{request.num_conn} connections were asked for, and {left} of this gateway's "
             f"{limits.connections} are left; ask for fewer, or try again when a session has ended"
         )
-    _admit_rate(limits.rate, sum(session.request.rate.bytes_per_s for session in sessions), request.rate)
+    _admit_rate(limits.rate, use.rate.bytes_per_s, request.rate)
     needed = request.num_conn + _DESCRIPTORS_PER_SESSION + _DESCRIPTORS_KEPT
     if (left := _descriptors_left()) < needed:
         raise ResourceExhausted(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import re
 import secrets
 from dataclasses import dataclass
@@ -61,10 +60,6 @@ class KeyHolder:
     """Somebody with credentials that are no user's: perhaps the key of one session, known by its SHA-256."""
 
     key_sha256: bytes
-
-    def opens(self, hello_key_sha256: bytes) -> bool:
-        """True when this is the key of a session whose REQ brought that hash."""
-        return bool(hello_key_sha256) and hmac.compare_digest(self.key_sha256, hello_key_sha256)
 
 
 class KeptOut(PermissionDenied):

@@ -23,7 +23,7 @@ from s2cs.lifecycle import Lifecycle
 from s2cs.live import Item, Listed, Live
 from s2cs.policy.decision import Lease, decide, usual_lease
 from s2cs.policy.resolver import Resolver
-from s2cs.policy.sessions import admit_targets, backend_for, check_quota, held_by_others, judged, objection
+from s2cs.policy.sessions import admit_targets, backend_for, check_quota, judged, objection
 from s2cs.revocation import Revocations
 from s2cs.s2ds.contract import DataServer
 from s2cs.sessions import Sessions
@@ -130,7 +130,7 @@ class Gateway:
 
     def has_key(self, sha256: bytes) -> bool:
         """Tell whether a credential with this SHA-256 is the key of a session that is known here."""
-        return any(KeyHolder(sha256).opens(live.session.request.hello_key_sha256) for live in self._sessions)
+        return self._sessions.has_key(sha256)
 
     # What callers ask for
 
@@ -281,7 +281,7 @@ class Gateway:
         self, caller: Caller | KeyHolder, session: Session, role: Role, endpoints: Iterable[Endpoint]
     ) -> tuple[Endpoint, ...]:
         """Resolve where a session is to lead to, and see that it may."""
-        held = held_by_others(self.running, session.owner)
+        held = self._sessions.held.ports_of_others(session.owner.id)
         user = judged(caller, session)
         return await admit_targets(self.settings, self._resolver, user, session, role, endpoints, held)
 
@@ -297,8 +297,9 @@ class Gateway:
             raise Unavailable(f"gateway {self.settings.server.name} takes no new sessions now; use another, or wait")
         self._audit.require()
         user = owner.owner
-        check_quota(self.settings, user, request, self.running)
-        admission.admit(limits, self.running, request)
+        held = self._sessions.held
+        check_quota(self.settings, user, request, held.of(user.id))
+        admission.admit(limits, held.all, request)
         waits = Waits(hello=limits.hello_wait, update=limits.update_wait)
         lease_s = request.lease_s or usual_lease(self.settings, user)
         session = open_session(secrets.token_hex(8), user, request, self.clock.now(), lease_s, waits)

@@ -23,6 +23,7 @@ from scistream.machine import Revoke, Timeout
 log = logging.getLogger(__name__)
 
 _TICK_S = 0.25
+_LOOK_S = 10.0  # a session whose time has not come is looked at so rarely: of ten thousand hardly any has
 _STALLED_S = 15.0
 _WARNING_S = 300.0  # before the end of a lease; a tenth of a short one
 
@@ -77,8 +78,10 @@ class Housekeeping:
             try:
                 self._sessions.save_again()
                 self._revoke()
+                now = self._clock.now()
                 for live in self._sessions:
-                    self._look_at(live, self._clock.now())
+                    if now >= live.look_at:
+                        self._look_at(live, now)
                 self._looked_at = self._clock.now()
             except Exception:
                 log.exception("the sessions' deadlines could not be looked at; they are looked at again")
@@ -99,15 +102,21 @@ class Housekeeping:
     def _look_at(self, live: Live, now: float) -> None:
         """Do what is due for a session: forget it, end it, or warn of its end."""
         session = live.session
-        left = session.expires_at - now
+        warning = session.expires_at - min(_WARNING_S, (session.expires_at - session.created_at) / 10)
         if session.state.ended:
-            if now > live.ended_at + self._keep_ended():
+            due = live.ended_at + self._keep_ended()
+            if now > due:
                 self._sessions.forget(live)
         elif now >= session.deadline:
             self._lifecycle.report(live, Timeout())
-        elif not live.warned and left < min(_WARNING_S, (session.expires_at - session.created_at) / 10):
+            return
+        elif not live.warned and now > warning:
             live.warned = True
-            live.publish(News.EXPIRY, f"the lease ends in {left:.0f} s")
+            live.publish(News.EXPIRY, f"the lease ends in {session.expires_at - now:.0f} s")
+            due = session.deadline
+        else:
+            due = session.deadline if live.warned else min(session.deadline, warning)
+        live.look_at = min(due, now + _LOOK_S)
 
     async def _follow(self, news: AsyncIterator[TunnelEvent]) -> None:
         async for event in news:

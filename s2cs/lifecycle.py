@@ -58,7 +58,7 @@ class Lifecycle:
                 self._sessions.save(after)
             else:
                 self._sessions.save_sometime(after)
-            live.become(after)
+            self._sessions.become(live, after)
             for observer in self.observers:
                 observer(before, after, live.traffic, self._clock.now())
             if after.state.ended and not before.state.ended:

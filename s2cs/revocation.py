@@ -36,6 +36,9 @@ class Revocations:
         sessions, ordered = list(running), self._store.revocations()
         owners = {session.owner.id: session.owner for session in sessions}
         gone = {id: self._gone(owner) for id, owner in owners.items()}
+        if not ordered and not any(gone.values()):
+            self._seen = version
+            return []
         reasons = [(session, ordered.get(session.id) or gone[session.owner.id]) for session in sessions]
         self._seen = version
         self._done |= ordered.keys()  # now, or by a session that has ended by itself

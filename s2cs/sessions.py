@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 
 from s2cs.auth import Caller, KeyHolder
+from s2cs.held import Held
 from s2cs.live import Live
 from s2cs.store import Store
 from s2cs.users import Rank
@@ -22,8 +23,11 @@ class Sessions:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._by_id: dict[str, Live] = {}
+        self._running: dict[str, Live] = {}  # those of them that have not ended
+        self._by_key: dict[bytes, dict[str, Live]] = {}  # by the SHA-256 of the key that applications say Hello with
         self._latest: dict[tuple[str, Uid], Live] = {}  # by the owner's id and uid
         self._unsaved: set[str] = set()  # those whose last change the store could not take
+        self.held = Held()
 
     def __iter__(self) -> Iterator[Live]:
         return iter(list(self._by_id.values()))
@@ -31,7 +35,7 @@ class Sessions:
     @property
     def running(self) -> list[Live]:
         """Those that have not ended."""
-        return [live for live in self if not live.session.state.ended]
+        return list(self._running.values())
 
     @property
     def unsaved(self) -> int:
@@ -41,6 +45,10 @@ class Sessions:
     def stored(self) -> list[Session]:
         """All that the store has, oldest first."""
         return self._store.sessions()
+
+    def has_key(self, sha256: bytes) -> bool:
+        """Tell whether a key is that of a session here, by its SHA-256."""
+        return sha256 in self._by_key
 
     def get(self, id: str) -> Live | None:
         """Look a session up by the gateway's own name for it."""
@@ -65,8 +73,7 @@ class Sessions:
         """
         # What runs does not depend on whether the uid is taken: not even the time of an answer tells a stranger that.
         if isinstance(caller, KeyHolder):
-            opened = [live for live in self._by_id.values() if caller.opens(live.session.request.hello_key_sha256)]
-            for live in opened:
+            for live in self._by_key.get(caller.key_sha256, {}).values():
                 if live.session.uid == uid:
                     return live
             raise Unauthenticated(f"the credentials are neither a user's token nor the key of session {uid}")
@@ -90,11 +97,31 @@ class Sessions:
             self.forget(earlier)
         self._by_id[session.id] = live
         self._latest[session.owner.id, session.uid] = live
+        if key := session.request.hello_key_sha256:
+            self._by_key.setdefault(key, {})[session.id] = live
+        if not session.state.ended:
+            self._running[session.id] = live
+        self.held.change(None, session)
+
+    def become(self, live: Live, session: Session) -> None:
+        """Let a session that is known be what it is after a step."""
+        before = live.session
+        live.become(session)
+        if session.state.ended:
+            self._running.pop(session.id, None)
+        self.held.change(before, session)
 
     def forget(self, live: Live) -> None:
         """Know a session no longer."""
         session = live.session
-        self._by_id.pop(session.id, None)
+        if self._by_id.pop(session.id, None) is None:
+            return
+        self._running.pop(session.id, None)
+        self.held.change(session, None)
+        if key := session.request.hello_key_sha256:
+            del self._by_key[key][session.id]
+            if not self._by_key[key]:
+                del self._by_key[key]
         if self.latest(session.owner.id, session.uid) is live:
             del self._latest[session.owner.id, session.uid]
         try:

@@ -6,7 +6,7 @@ of what `[policy]` says for all; what it leaves out is as there. `[limits]` hold
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pydantic import BaseModel
@@ -91,7 +91,7 @@ class Forward:
     port: int
     name: str = ""  # the host as the user wrote it
     own: frozenset[Address] = frozenset()  # this host's addresses beside loopback
-    held: frozenset[int] = frozenset()  # this gateway's ports in the LAN that are other users' sessions
+    held: Container[int] = ()  # this gateway's ports in the LAN that are other users' sessions
 
     def __str__(self) -> str:
         endpoint = Endpoint(str(self.address), self.port)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from s2cs.auth import Caller, KeyHolder
 from s2cs.policy.addresses import Address, own_addresses, plain
-from s2cs.policy.decision import Decision, Forward, Open, allowed_backends, decide, used
+from s2cs.policy.decision import Decision, Forward, Open, Use, allowed_backends, decide
 from s2cs.policy.resolver import Resolver
 from s2cs.s2ds.contract import BackendInfo, Capability
 from s2cs.settings import Settings
@@ -21,13 +21,12 @@ def judged(caller: Caller | KeyHolder, session: Session) -> Owner:
     return caller.owner if isinstance(caller, Caller) and caller.id == session.owner.id else session.owner
 
 
-def check_quota(settings: Settings, user: Owner, request: Request, running: Iterable[Session]) -> None:
-    """See that a user may have one more session beside those that it has.
+def check_quota(settings: Settings, user: Owner, request: Request, use: Use) -> None:
+    """See that a user may have one more session beside what it has.
 
     Raises:
         PermissionDenied, ResourceExhausted, InvalidArgument: it may not.
     """
-    use = used(session for session in running if session.owner.id == user.id)
     decide(settings, user, Open(request.num_conn, request.rate, request.lease_s, request.backend, use)).require()
 
 
@@ -53,12 +52,6 @@ def backend_for(settings: Settings, user: Owner, request: Request, backends: Ite
     )
 
 
-def held_by_others(running: Iterable[Session], user: Owner) -> frozenset[int]:
-    """Find this gateway's ports in the LAN that lead into other users' sessions."""
-    others = (s for s in running if s.role is Role.CONS and s.owner.id != user.id)
-    return frozenset(listener.port for session in others for listener in session.listeners)
-
-
 async def admit_targets(
     settings: Settings,
     resolver: Resolver,
@@ -66,7 +59,7 @@ async def admit_targets(
     session: Session,
     role: Role,
     endpoints: Iterable[Endpoint],
-    held: frozenset[int] = frozenset(),
+    held: Container[int] = (),
 ) -> tuple[Endpoint, ...]:
     """Resolve where a session is to lead to, each host once, and give it back as addresses that it may lead to.
 

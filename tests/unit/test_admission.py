@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from s2cs import admission
+from s2cs.held import Held
+from s2cs.policy.decision import Use
 from s2cs.settings import Limits
 from scistream.errors import ResourceExhausted
-from scistream.machine import Owner, Request, Session, Waits, open_session
+from scistream.machine import Owner, Request, Waits, open_session
 from scistream.vocabulary import Rate, Role, Uid
 
 
@@ -19,10 +21,11 @@ def request(num_conn: int = 1, rate: str = "0") -> Request:
     return Request(Uid("u"), Role.PROD, num_conn, Rate.parse(rate))
 
 
-def running(*requests: Request) -> list[Session]:
-    return [
-        open_session(str(i), Owner("local:1", "alice"), each, 0.0, 60.0, Waits()) for i, each in enumerate(requests)
-    ]
+def running(*requests: Request) -> Use:
+    held = Held()
+    for i, each in enumerate(requests):
+        held.change(None, open_session(str(i), Owner("local:1", "alice"), each, 0.0, 60.0, Waits()))
+    return held.all
 
 
 @pytest.mark.parametrize(
@@ -61,9 +64,9 @@ def few_descriptors() -> Iterator[None]:
 
 @pytest.mark.usefixtures("few_descriptors")
 def test_descriptors() -> None:
-    admission.admit(Limits(), [], request(4))
+    admission.admit(Limits(), Use(), request(4))
     with pytest.raises(ResourceExhausted, match="LimitNOFILE"):
-        admission.admit(Limits(), [], request(64))
+        admission.admit(Limits(), Use(), request(64))
 
 
 @pytest.mark.parametrize("version", ["1", "2"])
@@ -78,6 +81,6 @@ def test_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
     monkeypatch.setattr(admission, "_CGROUP", cgroup)
     monkeypatch.setattr(admission, "_ROOTS", {"pids" if version == "1" else "": str(tmp_path)})
     with pytest.raises(ResourceExhausted, match="may start 3 more processes"):
-        admission.admit(Limits(), [], request())
+        admission.admit(Limits(), Use(), request())
     (group / "pids.max").write_text("max\n")
-    admission.admit(Limits(), [], request())
+    admission.admit(Limits(), Use(), request())

@@ -100,7 +100,7 @@ class _Facility:
     async def request(self) -> Session:
         session = await self.gateway.request(_ALICE, Request(_UID, Role.PROD, 1))
         self.csr = session.csr
-        return listed.session
+        return session
 
     async def update(self, target: str) -> Session:
         leaf = self.ca.issue(self.csr, Role.PROD)
@@ -283,10 +283,10 @@ async def test_a_proxy_that_dies_while_the_gateway_begins(facility: _Facility, t
     again = Gateway(facility.gateway.settings, store, server)
     await again.open()
     await _turns()
-    ((session, _, _),) = await again.list(_ALICE, _UID)
+    (listed,) = await again.list(_ALICE, _UID)
     await again.close()
     store.close()
-    assert (session.state, session.reason) == (State.FAILED, "it dies again and again")
+    assert (listed.session.state, listed.session.reason) == (State.FAILED, "it dies again and again")
 
 
 async def test_leases_end_while_the_store_cannot_say_what_is_revoked(facility: _Facility, tmp_path: Path) -> None:
