@@ -19,16 +19,19 @@ PROVIDER := tests/support/oidc
 PROVIDER_STAMP := $(PROVIDER)/node_modules/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 
-.PHONY: help demo test lint bench soak docs proto proxies provider prometheus clean
+.PHONY: help demo test test-engines lint bench soak docs proto proxies provider prometheus clean
 
 help: ## list what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 demo: $(RUN_STAMP) ## two gateways on this machine, real proxies, real data
 	$(VENV)/bin/s2uc demo
 
 test: $(DEV_STAMP) proxies provider prometheus ## the whole test suite but the long runs
-	$(PY) -m pytest -m "not soak" -n $(TEST_WORKERS) --dist loadscope
+	$(PY) -m pytest -m "not soak and not engines" -n $(TEST_WORKERS) --dist loadscope
+
+test-engines: $(DEV_STAMP) proxies ## what needs a booted systemd or another engine; skips what is not there
+	$(PY) -m pytest -m engines --timeout 600 tests/engines
 
 lint: $(DEV_STAMP) ## style and types
 	$(VENV)/bin/ruff check .
@@ -40,7 +43,7 @@ bench: $(BENCH_STAMP) proxies ## all benchmarks in a quarter of an hour, into do
 	$(PY) -m bench --plots
 
 soak: $(DEV_STAMP) proxies provider prometheus ## the long runs
-	$(PY) -m pytest -m soak --timeout 0
+	$(PY) -m pytest -m "soak and not engines" --timeout 0
 
 docs: $(DEV_STAMP) ## the documentation site, into site/
 	$(PY) -m scistream.diagram

@@ -174,6 +174,10 @@ class Servicer(ControlServicer):
             tls_version=tunnel.tls_version if tunnel else "",
             tls_cipher=tunnel.tls_cipher if tunnel else "",
             traffic=_traffic(traffic) if traffic else None,
+            since=self._time(session.since) if session.since else None,
+            deadline=None if session.state.ended else self._time(session.deadline),
+            restarts=tunnel.restarts if tunnel else 0,
+            last_death=tunnel.reason if tunnel else "",
         )
 
     def _event(self, item: Item) -> pb.SessionEvent:
@@ -216,6 +220,9 @@ def _traffic(traffic: Traffic) -> pb.Traffic:
         wan_rtt_us=traffic.wan.rtt_us,
         lan_retransmitted=traffic.lan.retransmitted,
         wan_retransmitted=traffic.wan.retransmitted,
+        peak_bytes_per_s=traffic.peak_bytes_per_s,
+        lan_congestion_window=traffic.lan.window,
+        wan_congestion_window=traffic.wan.window,
     )
 
 

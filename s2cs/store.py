@@ -245,6 +245,7 @@ def _dump(session: Session) -> str:
         "before_update": session.before_update and _dump_route(session.before_update),
         "outcome": session.outcome,
         "reason": session.reason,
+        "since": session.since,
     }
     return json.dumps(body)
 
@@ -282,6 +283,7 @@ def _load(text: str) -> Session:
         before_update=_load_route(body["before_update"]),
         outcome=State(body["outcome"]) if body["outcome"] else None,
         reason=body["reason"],
+        since=body.get("since", 0.0),
     )
 
 

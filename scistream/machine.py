@@ -203,6 +203,7 @@ class Session:
     before_update: Route | None = None  # what Kept goes back to
     outcome: State | None = None  # what CLOSING leads to
     reason: str = ""
+    since: float = 0.0  # when its state began; 0 where that was not noted
 
     @property
     def uid(self) -> Uid:
@@ -312,7 +313,7 @@ _WAITING_FOR = {
 
 def open_session(id: str, owner: Owner, request: Request, now: float, lease_s: float, waits: Waits) -> Session:
     """Make the session that a REQ asks for; its first effect is RESERVE."""
-    session = Session(id, owner, request, created_at=now, expires_at=now + lease_s, waits=waits)
+    session = Session(id, owner, request, created_at=now, expires_at=now + lease_s, waits=waits, since=now)
     return _with_deadline(session, now)
 
 
@@ -322,7 +323,7 @@ def step(session: Session, event: Event, now: float) -> tuple[Session, tuple[Eff
     Args:
         session: the session before; it is not changed.
         event: what happened.
-        now: seconds since the epoch; used for deadlines only.
+        now: seconds since the epoch; used for deadlines, and to note since when the state is.
 
     Returns:
         The session after, and what to do, in order.
@@ -340,6 +341,8 @@ def step(session: Session, event: Event, now: float) -> tuple[Session, tuple[Eff
     changed = _absorb(session, event, state)
     if changed is session and state is session.state and isinstance(event, (Hello, Update, Renew)):
         return session, ()  # said again: the same answer, nothing to do
+    if changed.state is not session.state:
+        changed = replace(changed, since=now)
     moved = changed.state is not session.state or changed.expires_at != session.expires_at
     if moved or Effect.STOP in effects or Effect.CUT in effects:
         changed = _with_deadline(changed, now)

@@ -92,6 +92,7 @@ class Leg:
 
     rtt_us: int = 0  # their mean
     retransmitted: int = 0  # segments
+    window: int = 0  # of congestion: bytes that they may have under way, all together
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,7 @@ class Traffic:
     open: int = 0  # connections
     total: int = 0  # connections, those that ended among them
     bytes_per_s: int = 0  # both directions, lately
+    peak_bytes_per_s: int = 0  # the highest that was ever
     lan: Leg = Leg()
     wan: Leg = Leg()
 

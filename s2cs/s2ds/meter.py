@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -18,6 +19,8 @@ from s2cs.s2ds import procfs
 from s2cs.s2ds.contract import Leg, Traffic
 from s2cs.s2ds.sockdiag import Connection, connections
 from scistream.vocabulary import Role
+
+_RATE_S = 0.5  # a rate is the mean over so long at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +99,17 @@ class Ledger:
         self.closed = Moved()
         self.offsets: dict[str, int] = {}
         self.tls = ("", "")
+        self.peak = 0  # bytes per second
         self._file = file
         self._saved = ""
         with suppress(OSError, ValueError, KeyError, TypeError):
             body = json.loads(file.read_text())
             closed, offsets, tls = Moved(**body["closed"]), body["offsets"], tuple(body["tls"])
-            self.closed, self.offsets, self.tls = closed, offsets, tls
+            self.closed, self.offsets, self.tls, self.peak = closed, offsets, tls, int(body.get("peak", 0))
 
     def save(self) -> None:
         """Keep it; on a full disk the next time."""
-        text = json.dumps({"closed": asdict(self.closed), "offsets": self.offsets, "tls": self.tls})
+        text = json.dumps({"closed": asdict(self.closed), "offsets": self.offsets, "tls": self.tls, "peak": self.peak})
         if text == self._saved:
             return
         made = self._file.with_suffix(".new")
@@ -126,8 +130,12 @@ class Meter:
         self._closed_then = ledger.closed  # when the kernel was last looked at
         self.looked_at = 0.0  # when that was
         self._sum: tuple[Moved, Traffic] | None = None  # with what was closed then; none when it is to be made anew
-        self._moved = 0  # bytes, then
+        self._mark: tuple[float, int] | None = None  # when the rate was last taken, and the bytes that were moved then
         self._rate = 0
+
+    def begin(self) -> None:
+        """Know that nothing was moved before now."""
+        self._mark = time.monotonic(), 0
 
     def take(self, look: Look, live: Mapping[int, Live]) -> None:
         """Take what the kernel says of the tunnel's proxies.
@@ -135,17 +143,26 @@ class Meter:
         An earlier look that comes later means nothing. Nor does one that misses a proxy: that has just ended, and what
         was seen of it before is needed to `lose` it.
         """
-        before, elapsed_s = self._moved, look.at - self.looked_at
-        if elapsed_s <= 0 or self._live.keys() - live.keys():
+        if look.at <= self.looked_at or self._live.keys() - live.keys():
             return
         self._live = {leader: each for leader, each in live.items() if leader not in self._gone}
         self._closed_then = look.closed
-        traffic = self._added_up()
-        self._moved = traffic.from_producer + traffic.from_consumer
-        if self.looked_at:
-            self._rate = max(0, round((self._moved - before) / elapsed_s))
         self.looked_at = look.at
         self._sum = None
+        self._take_rate(look.at)
+
+    def _take_rate(self, now: float) -> None:
+        """Take the mean rate since it was last taken: over a few milliseconds it would say nothing."""
+        since, before = self._mark or (now, 0)
+        if self._mark is not None and now - since < _RATE_S:
+            return
+        traffic = self.traffic
+        moved = traffic.from_producer + traffic.from_consumer
+        if self._mark is not None:
+            self._rate = max(0, round((moved - before) / (now - since)))
+            self.ledger.peak = max(self.ledger.peak, self._rate)
+            self._sum = None
+        self._mark = now, moved
 
     def lose(self, leader: int) -> None:
         """Count what a proxy had open that has ended without a record of it, as of the last look."""
@@ -187,6 +204,7 @@ class Meter:
             open=open,
             total=closed.connections + open,
             bytes_per_s=self._rate if open else 0,
+            peak_bytes_per_s=self.ledger.peak,
             lan=_leg([each for live in lives for each in live.lan]),
             wan=_leg([each for live in lives for each in live.wan]),
         )
@@ -195,4 +213,8 @@ class Meter:
 def _leg(found: list[Connection]) -> Leg:
     if not found:
         return Leg()
-    return Leg(round(sum(each.rtt_us for each in found) / len(found)), sum(each.retransmitted for each in found))
+    return Leg(
+        rtt_us=round(sum(each.rtt_us for each in found) / len(found)),
+        retransmitted=sum(each.retransmitted for each in found),
+        window=sum(each.window for each in found),
+    )

@@ -23,7 +23,8 @@ _ASK = struct.Struct("=BBBBI48x")
 _ATTRIBUTE = struct.Struct("=HH")
 _MESSAGE = 16 + 72  # netlink's header and struct inet_diag_msg; attributes follow
 _INODE_AT, _PORT_AT = 16 + 68, 16 + 4
-_RTT_AT, _RETRANSMITTED_AT, _RECEIVED_AT, _SENT_AT = 68, 100, 128, 200  # in struct tcp_info, as of Linux 4.19
+# In struct tcp_info, as of Linux 4.19.
+_MSS_AT, _RTT_AT, _WINDOW_AT, _RETRANSMITTED_AT, _RECEIVED_AT, _SENT_AT = 16, 68, 80, 100, 128, 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Connection:
     received: int
     rtt_us: int
     retransmitted: int  # segments
+    window: int = 0  # of congestion: bytes that it may have under way
 
 
 def connections(inodes: Container[int]) -> Iterator[Connection]:
@@ -74,12 +76,14 @@ def _read(data: bytes, start: int, length: int, inode: int) -> Connection | None
         size, kind = _ATTRIBUTE.unpack_from(data, at)
         if kind == _INFO and size >= 4 + _SENT_AT + 16:
             info = at + 4
+            (mss,) = struct.unpack_from("=I", data, info + _MSS_AT)
+            (window,) = struct.unpack_from("=I", data, info + _WINDOW_AT)
             (rtt,) = struct.unpack_from("=I", data, info + _RTT_AT)
             (retransmitted,) = struct.unpack_from("=I", data, info + _RETRANSMITTED_AT)
             (received,) = struct.unpack_from("=Q", data, info + _RECEIVED_AT)
             sent, repeated = struct.unpack_from("=QQ", data, info + _SENT_AT)
             (port,) = struct.unpack_from(">H", data, start + _PORT_AT)
             received -= data[start + 17] in _FIN_CAME
-            return Connection(inode, port, sent - repeated, received, rtt, retransmitted)
+            return Connection(inode, port, sent - repeated, received, rtt, retransmitted, window * mss)
         at += (size + 3) & ~3
     return None

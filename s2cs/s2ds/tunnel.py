@@ -189,6 +189,7 @@ class Tunnel:
         try:
             async with self._lock:
                 self._runner.files.switch(self._runner.write(bridge))
+                self._meter.begin()
                 self._proxy = await self._launch()
         except BaseException as error:
             self._state = TunnelState.FATAL

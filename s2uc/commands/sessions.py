@@ -54,6 +54,10 @@ def _content(gateway: str, info: SessionInfo) -> dict[str, Any]:
         "tls_version": info.tls_version,
         "tls_cipher": info.tls_cipher,
         "traffic": _traffic(info),
+        "since": info.since.ToDatetime(tzinfo=UTC).isoformat() if info.HasField("since") else None,
+        "deadline": info.deadline.ToDatetime(tzinfo=UTC).isoformat() if info.HasField("deadline") else None,
+        "restarts": info.restarts,
+        "last_death": info.last_death,
     }
 
 

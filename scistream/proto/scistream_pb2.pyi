@@ -593,6 +593,10 @@ class SessionInfo(_message.Message):
     TLS_VERSION_FIELD_NUMBER: _builtins.int
     TLS_CIPHER_FIELD_NUMBER: _builtins.int
     TRAFFIC_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    RESTARTS_FIELD_NUMBER: _builtins.int
+    LAST_DEATH_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     role: _builtins.str
     state: _builtins.str
@@ -609,6 +613,10 @@ class SessionInfo(_message.Message):
     tls_version: _builtins.str
     """as the data server saw it negotiated on the WAN leg; empty before"""
     tls_cipher: _builtins.str
+    restarts: _builtins.int
+    """of the data server's proxy, after a death, since S2CS runs"""
+    last_death: _builtins.str
+    """why it was last restarted"""
     @_builtins.property
     def listeners(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -624,6 +632,14 @@ class SessionInfo(_message.Message):
     @_builtins.property
     def traffic(self) -> Global___Traffic:
         """absent when this gateway does not know, as of a session that ended before it was restarted"""
+
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """when the present state began; absent when this gateway does not know"""
+
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """when it ends if nothing comes: a wait, else the lease; absent: it has ended"""
 
     def __init__(
         self,
@@ -649,10 +665,14 @@ class SessionInfo(_message.Message):
         tls_version: _builtins.str = ...,
         tls_cipher: _builtins.str = ...,
         traffic: Global___Traffic | None = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
+        restarts: _builtins.int = ...,
+        last_death: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at", "traffic", b"traffic"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "deadline", b"deadline", "expires_at", b"expires_at", "since", b"since", "traffic", b"traffic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "backend_version", b"backend_version", "consumer", b"consumer", "created_at", b"created_at", "expires_at", b"expires_at", "labels", b"labels", "listeners", b"listeners", "num_conn", b"num_conn", "owner", b"owner", "prod_listeners", b"prod_listeners", "producer", b"producer", "protocol", b"protocol", "rate_bytes_per_s", b"rate_bytes_per_s", "reason", b"reason", "role", b"role", "state", b"state", "targets", b"targets", "tls_cipher", b"tls_cipher", "tls_version", b"tls_version", "traffic", b"traffic", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "backend_version", b"backend_version", "consumer", b"consumer", "created_at", b"created_at", "deadline", b"deadline", "expires_at", b"expires_at", "labels", b"labels", "last_death", b"last_death", "listeners", b"listeners", "num_conn", b"num_conn", "owner", b"owner", "prod_listeners", b"prod_listeners", "producer", b"producer", "protocol", b"protocol", "rate_bytes_per_s", b"rate_bytes_per_s", "reason", b"reason", "restarts", b"restarts", "role", b"role", "since", b"since", "state", b"state", "targets", b"targets", "tls_cipher", b"tls_cipher", "tls_version", b"tls_version", "traffic", b"traffic", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -673,6 +693,9 @@ class Traffic(_message.Message):
     WAN_RTT_US_FIELD_NUMBER: _builtins.int
     LAN_RETRANSMITTED_FIELD_NUMBER: _builtins.int
     WAN_RETRANSMITTED_FIELD_NUMBER: _builtins.int
+    PEAK_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    LAN_CONGESTION_WINDOW_FIELD_NUMBER: _builtins.int
+    WAN_CONGESTION_WINDOW_FIELD_NUMBER: _builtins.int
     bytes_from_producer: _builtins.int
     """what the producer's application sent towards the consumer's"""
     bytes_from_consumer: _builtins.int
@@ -688,6 +711,12 @@ class Traffic(_message.Message):
     lan_retransmitted: _builtins.int
     """segments, of the open connections"""
     wan_retransmitted: _builtins.int
+    peak_bytes_per_s: _builtins.int
+    """the highest that bytes_per_s has been; each is a mean over half a second or more"""
+    lan_congestion_window: _builtins.int
+    """bytes that the open connections may have under way to the application, together"""
+    wan_congestion_window: _builtins.int
+    """and to the other gateway; by the round trip it is the rate that TCP allows"""
     def __init__(
         self,
         *,
@@ -700,10 +729,13 @@ class Traffic(_message.Message):
         wan_rtt_us: _builtins.int = ...,
         lan_retransmitted: _builtins.int = ...,
         wan_retransmitted: _builtins.int = ...,
+        peak_bytes_per_s: _builtins.int = ...,
+        lan_congestion_window: _builtins.int = ...,
+        wan_congestion_window: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_from_consumer", b"bytes_from_consumer", "bytes_from_producer", b"bytes_from_producer", "bytes_per_s", b"bytes_per_s", "connections_open", b"connections_open", "connections_total", b"connections_total", "lan_retransmitted", b"lan_retransmitted", "lan_rtt_us", b"lan_rtt_us", "wan_retransmitted", b"wan_retransmitted", "wan_rtt_us", b"wan_rtt_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_from_consumer", b"bytes_from_consumer", "bytes_from_producer", b"bytes_from_producer", "bytes_per_s", b"bytes_per_s", "connections_open", b"connections_open", "connections_total", b"connections_total", "lan_congestion_window", b"lan_congestion_window", "lan_retransmitted", b"lan_retransmitted", "lan_rtt_us", b"lan_rtt_us", "peak_bytes_per_s", b"peak_bytes_per_s", "wan_congestion_window", b"wan_congestion_window", "wan_retransmitted", b"wan_retransmitted", "wan_rtt_us", b"wan_rtt_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

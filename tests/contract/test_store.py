@@ -102,6 +102,7 @@ def session(id: str = "a", **changes: object) -> Session:
         before_update=((Endpoint("10.0.0.2", 5000),), Proof(b"a", b"b", b"c"), 1999.5),
         outcome=State.EXPIRED,
         reason='a "reason"\nof two lines',
+        since=1400.5,
     )
     return replace(whole, **changes)  # type: ignore[arg-type]
 

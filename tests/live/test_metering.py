@@ -124,6 +124,7 @@ async def exact(directory: Path, name: str, count: int, long: int, long_bytes: i
                     assert (told(traffic), traffic.open) == (expected, long)
                     assert traffic.lan.rtt_us
                     assert traffic.wan.rtt_us
+                    assert min(traffic.lan.window, traffic.wan.window) >= long * 1000
 
                 producing.let_go()  # as kill -9 of the control server would
                 await asyncio.gather(*(each.move(1000, 2000) for each in running))

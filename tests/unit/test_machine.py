@@ -368,6 +368,20 @@ def test_a_proxy_dies_and_comes_back() -> None:
     assert (session.state, session.reason, effects) == (State.ACTIVE, "", ())
 
 
+def test_since_when_the_state_is_moves_with_the_state_alone() -> None:
+    session, _ = step(fresh(), RESERVED, T0 + 1)
+    for event, now, since in (
+        (HELLO, T0 + 2, T0 + 2),
+        (Hello((Endpoint("10.0.0.9", 1),)), T0 + 3, T0 + 2),
+        (Release(), T0 + 4, T0 + 4),
+        (Timeout(), T0 + 50, T0 + 4),
+        (Stopped(), T0 + 51, T0 + 51),
+        (Stopped(), T0 + 52, T0 + 51),
+    ):
+        session, _ = step(session, event, now)
+        assert session.since == since
+
+
 def test_a_death_that_overtakes_the_news_of_the_start() -> None:
     session = after(Exited("signal 9"), session=at(State.STARTING))
     assert (session.state, session.deadline) == (State.STARTING, at(State.STARTING).deadline)

@@ -115,6 +115,25 @@ def test_open_and_closed_connections_are_never_counted_twice_nor_forgotten(tmp_p
     assert meter.traffic.from_consumer == 116
 
 
+def test_a_rate_is_never_taken_over_a_moment_and_its_peak_outlives_the_server(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "traffic.json")
+    meter, begun = Meter(ledger), time.monotonic()
+    meter.begin()
+    meter.take(Look(begun + 2, ledger.closed), {1: Live(down=2_000_000, open=1)})
+    assert meter.traffic.bytes_per_s == pytest.approx(1_000_000, rel=0.01)
+    meter.take(Look(begun + 2.01, ledger.closed), {1: Live(down=3_000_000, open=1)})  # 100 MB/s, if it were believed
+    assert meter.traffic.bytes_per_s == pytest.approx(1_000_000, rel=0.01)
+    meter.take(Look(begun + 3, ledger.closed), {1: Live(down=3_000_000, open=1)})
+    meter.take(Look(begun + 4, ledger.closed), {1: Live(down=3_000_000, open=1)})
+    assert meter.traffic.bytes_per_s == 0
+    peak = meter.traffic.peak_bytes_per_s
+    assert peak == pytest.approx(1_000_000, rel=0.01)
+    ledger.save()
+    later = Meter(Ledger(tmp_path / "traffic.json"))
+    later.take(Look(begun + 9, ledger.closed), {1: Live(down=9_000_000, open=1)})  # how long that took nobody knows
+    assert (later.traffic.bytes_per_s, later.traffic.peak_bytes_per_s) == (0, peak)
+
+
 def test_what_a_drained_proxy_had_open_is_not_taken_from_the_others(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "traffic.json")
     meter = Meter(ledger)
@@ -138,6 +157,7 @@ def test_the_kernel_counts_payload_only() -> None:
             assert (one.sent, one.received) == (1000, 300)
             assert (other.sent, other.received) == (300, 1000)
             assert other.port == server.getsockname()[1]
+            assert 2 * 536 <= one.window <= 10 * 65536  # a new connection may have some segments under way
     assert not list(connections(()))
 
 

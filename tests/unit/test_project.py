@@ -149,15 +149,16 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
 
 def makefile() -> dict[str, str]:
     """Give the recipe of each target."""
-    found = re.findall(r"^([a-z]+):[^=\n]*\n((?:\t.*\n)*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    found = re.findall(r"^([a-z-]+):[^=\n]*\n((?:\t.*\n)*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     return dict(found)
 
 
 def test_what_readme_promises_is_in_the_makefile() -> None:
     recipes = makefile()
-    assert {"demo", "test", "lint", "bench", "soak", "docs", "proto", "help", "clean"} <= set(recipes)
+    assert {"demo", "test", "test-engines", "lint", "bench", "soak", "docs", "proto", "help", "clean"} <= set(recipes)
     assert "s2uc demo" in recipes["demo"]
-    assert 'pytest -m "not soak"' in recipes["test"]
+    assert 'pytest -m "not soak and not engines"' in recipes["test"]
+    assert "pytest -m engines" in recipes["test-engines"]
     commands = re.findall(r"^make (\w+)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert commands == ["demo", "test"]
 
