@@ -49,9 +49,10 @@ docs: $(DEV_STAMP) ## the documentation site, into site/
 	$(PY) -m scistream.diagram
 	$(VENV)/bin/mkdocs build --strict
 
-proto: $(DEV_STAMP) ## the code generated from scistream.proto
+proto: $(DEV_STAMP) ## the code and the page generated from scistream.proto
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. \
 		--mypy_out=. --mypy_grpc_out=. scistream/proto/scistream.proto
+	$(PY) -m scistream.diagram
 
 proxies: ## Stunnel, HAProxy and Nginx from the distribution, where missing
 	@deploy/install-proxies.sh

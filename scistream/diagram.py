@@ -1,7 +1,7 @@
-"""Draw the session machine from its table into the documentation.
+"""Write into the documentation what the session machine's table and the .proto file say.
 
-`python -m scistream.diagram` writes `docs/protocol.md`; `--check` says whether that page is stale, and
-`--print` gives the drawing alone.
+`python -m scistream.diagram` writes the generated parts of `docs/protocol.md`; `--check` says whether that page is
+stale, and `--print` gives these parts alone.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from scistream import protodoc
 from scistream.machine import TABLE, Effect, Event, State, Stopped
 
 PAGE = Path("docs/protocol.md")
-_BEGIN, _END = "<!-- state diagram: begin, made by scistream.diagram -->", "<!-- state diagram: end -->"
+_BEGIN, _END = "<!-- {}: begin, made by scistream.diagram -->", "<!-- {}: end -->"
 
 
 def _cell(state: State, event: type[Event]) -> str:
@@ -52,22 +53,30 @@ def table() -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def section() -> str:
-    """Give the generated part of the page, with its markers."""
-    return f"{_BEGIN}\n```mermaid\n{mermaid()}\n```\n\n{table()}\n{_END}"
+def sections() -> dict[str, str]:
+    """Give the generated parts of the page by their names."""
+    proto = protodoc.SOURCE.read_text()
+    return {
+        "methods": protodoc.methods(proto),
+        "messages": protodoc.messages(proto),
+        "state diagram": f"```mermaid\n{mermaid()}\n```\n\n{table()}",
+    }
 
 
 def renewed(page: str) -> str:
-    """Put the present drawing between the markers of a page.
+    """Put the present parts between their markers of a page.
 
     Raises:
         ValueError: the page has no markers.
     """
-    pattern = re.compile(re.escape(_BEGIN) + ".*?" + re.escape(_END), re.DOTALL)
-    new, count = pattern.subn(lambda _: section(), page)
-    if count != 1:
-        raise ValueError(f"the page needs one pair of markers: {_BEGIN} and {_END}")
-    return new
+    for name, text in sections().items():
+        begin, end = _BEGIN.format(name), _END.format(name)
+        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+        whole = f"{begin}\n\n{text}\n\n{end}"
+        page, count = pattern.subn(lambda _, whole=whole: whole, page)  # type: ignore[misc]
+        if count != 1:
+            raise ValueError(f"the page needs one pair of markers: {begin} and {end}")
+    return page
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,16 +85,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("page", nargs="?", type=Path, default=PAGE, help=f"the page to write (default: {PAGE})")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--check", action="store_true", help="write nothing; exit with 1 when the page is stale")
-    what.add_argument("--print", action="store_true", help="print the drawing and the table")
+    what.add_argument("--print", action="store_true", help="print the generated parts")
     options = parser.parse_args(arguments)
     if options.print:
-        sys.stdout.write(section() + "\n")
+        sys.stdout.write("\n\n".join(sections().values()) + "\n")
         return 0
     old = options.page.read_text()
     new = renewed(old)
     if options.check:
         if new != old:
-            sys.stderr.write(f"{options.page} is stale; run: python -m scistream.diagram\n")
+            sys.stderr.write(f"{options.page} is stale; run: make docs\n")
         return int(new != old)
     if new != old:
         options.page.write_text(new)

@@ -19,7 +19,8 @@ from s2cs.s2ds.launchers import LAUNCHERS
 from s2cs.settings import FIXED, Settings
 from s2cs.tables import Table
 from s2uc.cli import cli as s2uc_cli
-from scistream import diagram
+from scistream import diagram, protodoc
+from scistream.proto import scistream_pb2 as pb
 
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -41,16 +42,33 @@ def normal(name: str) -> str:
 # Documentation against code
 
 
-def test_the_state_diagram_is_not_stale() -> None:
+def test_the_protocol_page_is_not_stale() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "scistream.diagram", "--check"], cwd=ROOT, stderr=subprocess.PIPE, check=False
     )
     assert run.returncode == 0, run.stderr.decode()
 
 
-def test_a_stale_diagram_is_found_and_mended(tmp_path: Path) -> None:
+def test_every_method_and_field_is_on_the_protocol_page() -> None:
+    text = (ROOT / diagram.PAGE).read_text()
+    (service,) = pb.DESCRIPTOR.services_by_name.values()
+    for method in service.methods:
+        assert f"| `{method.name}` | `{method.input_type.name}` |" in text
+    for name, message in pb.DESCRIPTOR.message_types_by_name.items():
+        section = text.partition(f"\n### {name}\n")[2].partition("\n### ")[0]
+        rows = [(name, int(number)) for name, number in re.findall(r"^\| `(\w+)` \| (\d+) \|", section, re.MULTILINE)]
+        assert rows == [(field.name, field.number) for field in message.fields]
+
+
+def test_a_proto_file_that_is_not_understood_is_told() -> None:
+    with pytest.raises(ValueError, match="oneof"):
+        protodoc.read("message A {\n  oneof b {\n    string c = 1;\n  }\n}\n")
+
+
+@pytest.mark.parametrize("part", ["REQUESTED --> RESERVED", "SHA-256 of the key", "| `hello` |"])
+def test_a_stale_protocol_page_is_found_and_mended(part: str, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text((ROOT / diagram.PAGE).read_text().replace("REQUESTED --> RESERVED", "REQUESTED --> ACTIVE"))
+    page.write_text((ROOT / diagram.PAGE).read_text().replace(part, "something else"))
     assert diagram.main([str(page), "--check"]) == 1
     assert diagram.main([str(page)]) == 0
     assert diagram.main([str(page), "--check"]) == 0
