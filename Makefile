@@ -18,8 +18,9 @@ PROMETHEUS := $(VENV)/bin/prometheus
 PROVIDER := tests/support/oidc
 PROVIDER_STAMP := $(PROVIDER)/node_modules/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
+WHEELHOUSE := dist/wheelhouse/.made
 
-.PHONY: help demo test test-engines lint bench soak docs proto proxies provider prometheus clean
+.PHONY: help demo test test-engines lint bench soak docs proto proxies provider prometheus wheelhouse clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -30,7 +31,7 @@ demo: $(RUN_STAMP) ## two gateways on this machine, real proxies, real data
 test: $(DEV_STAMP) proxies provider prometheus ## the whole test suite but the long runs
 	$(PY) -m pytest -m "not soak and not engines" -n $(TEST_WORKERS) --dist loadscope
 
-test-engines: $(DEV_STAMP) proxies ## what needs a booted systemd or another engine; skips what is not there
+test-engines: $(DEV_STAMP) proxies $(WHEELHOUSE) ## what needs a booted systemd or another engine; skips what is not there
 	$(PY) -m pytest -m engines --timeout 600 tests/engines
 
 lint: $(DEV_STAMP) ## style and types
@@ -61,6 +62,8 @@ prometheus: $(if $(shell command -v apt-get),$(PROMETHEUS)) ## the monitoring th
 
 provider: $(if $(shell command -v npm),$(PROVIDER_STAMP)) ## the OpenID Connect provider that tests use, where node is there
 	@command -v npm >/dev/null || echo "there is no npm here: tests that need an OpenID Connect provider are skipped"
+
+wheelhouse: $(WHEELHOUSE) ## what deploy/setup.sh needs to install without network, into dist/wheelhouse
 
 clean: ## remove what was made here
 	rm -rf $(VENV) $(PROVIDER)/node_modules build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -96,3 +99,12 @@ $(BENCH_STAMP): pyproject.toml constraints.txt | $(PY)
 	@echo "installing into $(VENV), with what the benchmarks compare with"
 	@$(INSTALL) --editable '.[dev,docs,embedded,keyring,bench]'
 	@touch $@ $(DEV_STAMP) $(RUN_STAMP)
+
+# Of the tree itself only what it depends on: setup.sh builds the tree.
+$(WHEELHOUSE): pyproject.toml constraints.txt | $(PY)
+	@echo "filling dist/wheelhouse"
+	@rm -rf dist/wheelhouse
+	@$(PY) -m pip wheel --quiet --disable-pip-version-check --constraint constraints.txt \
+		--wheel-dir dist/wheelhouse . hatchling
+	@rm -f dist/wheelhouse/scistream-*.whl
+	@touch $@

@@ -25,6 +25,7 @@ from scistream.errors import DeadlineExceeded, ScistreamError, Unavailable
 from scistream.streams import open_streams, settle
 
 _RELOAD_S = 10.0
+_DIR = click.Path(path_type=Path, file_okay=False)
 
 
 @click.group(context_settings=CONTEXT, epilog="Try it: s2cs init DIR && s2cs serve --config DIR/s2cs.toml")
@@ -34,7 +35,7 @@ def cli() -> None:
 
 
 @cli.command(context_settings=CONTEXT, short_help="Write settings, development certificates and a first user.")
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("directory", type=_DIR)
 @click.option("--name", default="", help="This gateway's name [default: the host's].")
 @click.option("--host", "hosts", multiple=True, metavar="HOST", help="A name or address for the certificate; repeat.")
 @click.option("--port", default=5000, show_default=True, help="Control port, on the LAN and the WAN address.")
@@ -51,6 +52,8 @@ def cli() -> None:
 @click.option(
     "--metrics-port", type=int, help="Port of metrics and health on loopback; 0 for none [default: control port + 1]."
 )
+@click.option("--state-dir", type=_DIR, default="state", show_default=True, help="Where the store is, from DIRECTORY.")
+@click.option("--audit-dir", type=_DIR, help="Where the audit log is [default: in the state directory].")
 def init(
     directory: Path,
     name: str,
@@ -61,6 +64,8 @@ def init(
     port_range: str,
     backend: str,
     metrics_port: int | None,
+    state_dir: Path,
+    audit_dir: Path | None,
 ) -> None:
     """Write settings, development certificates and a first user into DIRECTORY.
 
@@ -69,7 +74,7 @@ def init(
     from s2cs.setup import initialise  # noqa: PLC0415
 
     metrics_port = port + 1 if metrics_port is None else metrics_port
-    names = initialise(directory, name, hosts, port, lan, wan, port_range, backend, metrics_port)
+    names = initialise(directory, name, hosts, port, lan, wan, port_range, backend, metrics_port, state_dir, audit_dir)
     click.echo(f"settings     {directory / 's2cs.toml'}")
     click.echo(f"certificate  {directory / 'certs' / 'server.crt'} for {', '.join(names)}")
     click.echo(f"CA           {directory / 'certs' / 'ca.crt'}: give it to your users")

@@ -82,6 +82,10 @@ def place(settings: Settings) -> Path:
 
 
 def _places() -> Iterator[Path]:
+    if given := os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]:  # by systemd; the unit's alone, and kept
+        path = Path(given)
+        if path.is_dir() and in_memory(path) and os.access(path, os.W_OK | os.X_OK):
+            yield path
     for path in (Path("/run"), Path("/dev", "shm")):
         if os.geteuid() < _SYSTEM_USERS and path.is_dir() and in_memory(path) and os.access(path, os.W_OK | os.X_OK):
             yield path

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import scistream
-from s2cs import runtime
+from s2cs import notify, runtime
 from s2cs.audit.acts import account
 from s2cs.audit.log import Audit
 from s2cs.control import Control, Credentials
@@ -60,7 +59,8 @@ async def serve(file: Path | None) -> None:
     async with _running(settings, fingerprint(file)) as running:
         where = ", ".join(map(str, settings.server.listen))
         log.info("gateway %s serves on %s", settings.server.name, where)
-        _notify("READY=1")
+        notify.tell("READY=1")
+        telling = asyncio.create_task(notify.keep_telling(lambda: f"serves on {where}; {running.sessions}"))
         lost = asyncio.create_task(running.control.lost())
         while not stop.is_set():
             await _first(lost, stop, reload)
@@ -68,12 +68,13 @@ async def serve(file: Path | None) -> None:
                 raise Unavailable(f"control port {where} closed by itself; streams go on, start s2cs again")
             if reload.is_set():
                 reload.clear()
-                _notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+                notify.reloading()
                 await running.reload(file)
-                _notify("READY=1")
+                notify.tell("READY=1")
         lost.cancel()
+        telling.cancel()
         log.info("gateway %s stops", settings.server.name)
-        _notify("STOPPING=1")
+        notify.tell("STOPPING=1", f"STATUS=stops; {running.sessions}")
 
 
 async def _first(task: asyncio.Task[None], *events: asyncio.Event) -> None:
@@ -104,6 +105,13 @@ class _Running:
         self._authenticator = authenticator
         self._credentials = _credentials(gateway.settings)
         control.bind(self._credentials)
+
+    @property
+    def sessions(self) -> str:
+        """How many sessions there are, and what will become of them, in words."""
+        number = len(self._gateway.running)
+        fate = "kept" if self._gateway.settings.server.on_shutdown == "keep" else "released"
+        return f"{number} session{'' if number == 1 else 's'}, {fate} at a stop"
 
     async def reload(self, file: Path | None) -> None:
         """Bring new settings and a new certificate into force, or keep all of the old and say why."""
@@ -279,14 +287,3 @@ def read_certificate(settings: Settings) -> tuple[bytes, bytes]:
 def _credentials(settings: Settings) -> Credentials:
     certificates = settings.auth.certificates
     return Credentials(*read_certificate(settings), certificates.listen, read_client_ca(certificates))
-
-
-def _notify(message: str) -> None:
-    """Tell systemd, where it asked for it."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if address:
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-                sock.sendto(message.encode(), "\0" + address[1:] if address.startswith("@") else address)
-        except OSError as error:
-            log.warning("systemd cannot be told %s at %s: %s", message.partition("=")[0], address, error.strerror)

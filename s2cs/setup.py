@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,7 +28,7 @@ name = "{name}"
 listen = [{listen}]
 certificate = "certs/server.crt"
 key = "certs/server.key"
-state_dir = "state"
+state_dir = "{state}"
 
 [network]
 lan = "{lan}"  # applications connect here, and are reached from here
@@ -43,6 +44,10 @@ peers = [{peers}]  # networks of the gateways that this gateway may connect to
 
 [metrics]
 listen = [{metrics}]  # /metrics for Prometheus, /healthz and /readyz
+"""
+_AUDIT = """
+[audit]
+directory = "{audit}"
 """
 
 
@@ -82,6 +87,8 @@ def initialise(
     ports: str,
     backend: str,
     metrics_port: int,
+    state: Path = Path("state"),
+    audit: Path | None = None,
 ) -> list[str]:
     """Write settings, a development CA, a server certificate and a first user.
 
@@ -114,8 +121,12 @@ def initialise(
     if any(ipaddress.ip_address(address).is_loopback for address in addresses):
         names.append("localhost")
     loopback = ipaddress.ip_address(wan).is_loopback
+    for option, path in (("--state-dir", state), ("--audit-dir", audit or state)):
+        if not re.fullmatch(r"[^\x00-\x1f\x7f\"\\]+", str(path)):
+            raise InvalidArgument(f"{option} {shown(str(path))} has quotes, backslashes or control characters in it")
     settings = _SETTINGS.format(
         name=name,
+        state=state,
         listen=", ".join(f'"[{a}]:{port}"' if ":" in a else f'"{a}:{port}"' for a in addresses),
         lan=lan,
         wan=wan,
@@ -125,8 +136,10 @@ def initialise(
         targets=f'"{lan_network(lan)}"',
         peers=f'"{lan_network(wan)}"' if loopback else '"0.0.0.0/0", "::/0"',
     )
+    if audit is not None:
+        settings += _AUDIT.format(audit=audit)
     try:
-        _write_all(directory, settings, name, names)
+        _write_all(directory, directory / state, settings, name, names)
     except OSError as error:
         raise FailedPrecondition(
             f"{error.filename or directory} cannot be written: {error.strerror}; name another directory"
@@ -134,8 +147,8 @@ def initialise(
     return names
 
 
-def _write_all(directory: Path, settings: str, name: str, names: list[str]) -> None:
-    certs, state = directory / "certs", directory / "state"
+def _write_all(directory: Path, state: Path, settings: str, name: str, names: list[str]) -> None:
+    certs = directory / "certs"
     for path in (directory, certs, state):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     ca = DevelopmentCA.create(name)

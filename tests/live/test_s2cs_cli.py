@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from s2cs.settings_file import load
 from scistream.proto import scistream_pb2 as pb
 from scistream.x509 import Certificate, DevelopmentCA, PrivateKey
 from tests.support.gateways import gateway, port_block, restarted
@@ -75,6 +76,17 @@ def test_init_again_touches_nothing(made: Path) -> None:
 def test_init_refuses(tmp_path: Path, options: list[str], says: str) -> None:
     assert says in s2cs("init", tmp_path / "g", *options, exit_status=2).stderr
     assert not (tmp_path / "g" / "s2cs.toml").exists()
+
+
+def test_init_puts_state_and_audit_log_elsewhere(tmp_path: Path) -> None:
+    s2cs("init", tmp_path / "etc", "--state-dir", tmp_path / "lib", "--audit-dir", tmp_path / "log")
+    settings = load(tmp_path / "etc" / "s2cs.toml", {})
+    assert settings.server.state_dir == tmp_path / "lib"
+    assert settings.audit.directory == tmp_path / "log"
+    assert (tmp_path / "lib" / "s2cs.db").stat().st_mode & 0o777 == 0o600
+    said = s2cs("init", tmp_path / "other", "--state-dir", 'a"b', exit_status=2).stderr
+    assert "--state-dir" in said
+    assert not (tmp_path / "other").exists()
 
 
 def test_init_where_nothing_can_be_written() -> None:

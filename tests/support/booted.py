@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Machine:
 
     @property
     def _in(self) -> list[str]:
-        return ["bash", str(self.kit), "in"]
+        return ["bash", str(self.kit), "in", "env", "-i", f"PATH={PATH}", "HOME=/root", "LC_ALL=C.UTF-8"]
 
     def _kit(self, word: str) -> None:
         # Not captured: what the kit starts would keep the pipes open.

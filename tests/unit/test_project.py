@@ -188,7 +188,7 @@ def test_ci_runs_lint_and_the_readmes_test_command() -> None:
 
 
 @pytest.mark.parametrize(
-    "script", ["deploy/install-proxies.sh", "deploy/install-rivals.sh", "deploy/make-venv.sh", ".ci/run"]
+    "script", [*(str(p.relative_to(ROOT)) for p in sorted((ROOT / "deploy").rglob("*.sh"))), ".ci/run"]
 )
 def test_scripts_are_sound(script: str) -> None:
     shell = "bash" if script == ".ci/run" else "sh"
