@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import sizing
-from bench.tables import TABLES
+from bench.tables import TABLES, runs
 
 DOCS = Path(__file__).parents[1] / "docs"
 KEPT = "benchmarks.json"
@@ -50,7 +50,7 @@ def filled(text: str, parts: dict[str, Any]) -> str:
         if part not in parts:
             continue
         text = _between(text, name, make(parts[part]))
-    return text
+    return _between(text, "runs", runs(parts))
 
 
 def sized(text: str, parts: dict[str, Any]) -> str:

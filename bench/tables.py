@@ -21,13 +21,25 @@ def _by_way(part: Part) -> tuple[list[int], dict[str, dict[int, Part]]]:
     return sorted({row["streams"] for row in part["rows"]}), found
 
 
+_OF_A_RUN = ("date", "commit")  # the other facts are the machine's
+
+
 def machine(part: Part) -> str:
     """What it was measured on."""
-    facts = part["machine"]
-    lines = table(["what", "which"], facts.items())
-    noise = f"Load of the machine before this part: {part['load_before']:.1f}; it took {part['took_s']:.0f} s."
-    quick = " Measured with `--quick`: more noise." if part["quick"] else ""
-    return f"{lines}\n\n{noise}{quick}"
+    return table(["what", "which"], [fact for fact in part["machine"].items() if fact[0] not in _OF_A_RUN])
+
+
+def runs(parts: dict[str, Part]) -> str:
+    """When each part was measured, on which commit, how busy the machine was, and what else was different then."""
+    usual = next((part["machine"] for name, part in parts.items() if name == "datapath"), {})
+    rows = []
+    for name, part in parts.items():
+        facts = part["machine"]
+        other = [f"{key} {value}" for key, value in facts.items() if key not in _OF_A_RUN and usual.get(key) != value]
+        seconds, load = f"{part['took_s']:.0f} s", f"{part['load_before']:.1f}"
+        kind = "`--quick`: more noise" if part["quick"] else "whole"
+        rows.append([name, *(facts[key] for key in _OF_A_RUN), load, seconds, kind, ", ".join(other) or "as above"])
+    return table(["part", *_OF_A_RUN, "load before", "took", "how", "programs"], rows)
 
 
 def throughput(part: Part) -> str:
@@ -75,7 +87,7 @@ def ratios(part: Part) -> str:
 
 def wan(part: Part) -> str:
     """The data path on each wire."""
-    head = ["wire", "way", "Gb/s, 1 connection", "Gb/s, 4", "connect to first byte"]
+    head = ["wire", "way", "Gb/s, 1 connection", "Gb/s, 4", "beside ssh -L, 1", "4", "connect to first byte"]
     found: dict[tuple[str, str], dict[int, Part]] = {}
     for row in part["rows"]:
         found.setdefault((row["wire"], row["way"]), {})[row["streams"]] = row
@@ -83,7 +95,9 @@ def wan(part: Part) -> str:
     for (wire, way), by in found.items():
         rates = [f"{by[n]['gbps']:.2f}" if n in by else "-" for n in (1, 4)]
         first = f"{by[1]['first_byte_ms']:.0f} ms" if 1 in by else "-"
-        rows.append([wire, way, *rates, first])
+        rival = found.get((wire, "ssh -L"), {})
+        beside = [f"{by[n]['gbps'] / rival[n]['gbps']:.2f}" if n in by and n in rival else "-" for n in (1, 4)]
+        rows.append([wire, way, *rates, *beside, first])
     setups = "\n".join(f"- {each['label']}: {each['request_s'] * 1000:.0f} ms" for each in part["setup"])
     return (
         f"{table(head, rows)}\n\n`s2uc request`, the whole process, from the consumer's site:\n\n{setups}"

@@ -20,6 +20,9 @@ def judge_network(readings: Readings, need: Need) -> Iterator[Finding]:
     yield from _buffers(readings, need)
     yield from _congestion(readings, need)
     yield from _switches(readings)
+    for where in readings.elsewhere:
+        why, mend = "no session can be opened", "name an address of this host in [network]; ip addr lists them"
+        yield Finding(f"[network] {where}", Level.FAULT, "on no interface", "an address of this host", why, mend)
     for link in readings.links:
         yield from _interface(readings, link)
     yield from _ports(readings, need)
@@ -45,6 +48,16 @@ def _buffers(readings: Readings, need: Need) -> Iterator[Finding]:
             f'sysctl -w net.ipv4.{name}="{least} {first} {wanted}"',
             well=most >= wanted,
             level=Level.FAULT if short else Level.ADVICE,
+        )
+    if 2 * need.in_flight > _BUFFER_MAX:
+        connections = -(-2 * need.in_flight // _BUFFER_MAX)
+        yield Finding(
+            "one connection's share",
+            Level.FAULT if need.stated else Level.ADVICE,
+            f"{size(_BUFFER_MAX / 2)} on the way at most",
+            f"{connections} connections or more",
+            f"{way}, and no buffer of the kernel holds twice that",
+            f"s2uc request --num-conn {connections}, and an application that uses them all; no command mends it",
         )
     for name in ("rmem_max", "wmem_max"):
         if not (text := readings.sysctl.get(f"net.core.{name}")):

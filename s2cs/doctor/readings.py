@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import platform
 import re
 import resource
 import shutil
+import socket
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,27 +23,30 @@ from s2cs.s2ds.landlock import abi
 
 _SYSCTL = Path("/proc/sys")
 _NET = Path("/sys/class/net")
-SYSCTLS = (
-    "kernel.yama.ptrace_scope",
-    "net.core.default_qdisc",
-    "net.core.rmem_max",
-    "net.core.somaxconn",
-    "net.core.wmem_max",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.tcp_available_congestion_control",
-    "net.ipv4.tcp_available_ulp",
-    "net.ipv4.tcp_congestion_control",
-    "net.ipv4.tcp_mtu_probing",
-    "net.ipv4.tcp_rmem",
-    "net.ipv4.tcp_sack",
-    "net.ipv4.tcp_slow_start_after_idle",
-    "net.ipv4.tcp_timestamps",
-    "net.ipv4.tcp_window_scaling",
-    "net.ipv4.tcp_wmem",
-    "net.netfilter.nf_conntrack_count",
-    "net.netfilter.nf_conntrack_max",
-)
+_CGROUP, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+_NUMBER, _WORDS = r"\d{1,19}", r"[\w ,-]*"
+_TWO, _THREE = rf"{_NUMBER}\s+{_NUMBER}", rf"{_NUMBER}\s+{_NUMBER}\s+{_NUMBER}"
+SYSCTLS = {  # and what a kernel says: anything else, as in places that only look like Linux, counts as not told
+    "kernel.yama.ptrace_scope": _NUMBER,
+    "net.core.default_qdisc": _WORDS,
+    "net.core.rmem_max": _NUMBER,
+    "net.core.somaxconn": _NUMBER,
+    "net.core.wmem_max": _NUMBER,
+    "net.ipv4.ip_local_port_range": _TWO,
+    "net.ipv4.ip_local_reserved_ports": _WORDS,
+    "net.ipv4.tcp_available_congestion_control": _WORDS,
+    "net.ipv4.tcp_available_ulp": _WORDS,
+    "net.ipv4.tcp_congestion_control": _WORDS,
+    "net.ipv4.tcp_mtu_probing": _NUMBER,
+    "net.ipv4.tcp_rmem": _THREE,
+    "net.ipv4.tcp_sack": _NUMBER,
+    "net.ipv4.tcp_slow_start_after_idle": _NUMBER,
+    "net.ipv4.tcp_timestamps": _NUMBER,
+    "net.ipv4.tcp_window_scaling": _NUMBER,
+    "net.ipv4.tcp_wmem": _THREE,
+    "net.netfilter.nf_conntrack_count": _NUMBER,
+    "net.netfilter.nf_conntrack_max": _NUMBER,
+}
 _ADJTIME_UNSYNCHRONISED = 0x40
 
 
@@ -77,8 +82,10 @@ class Readings:
 
     kernel: str = ""
     sysctl: Mapping[str, str] = field(default_factory=dict)
+    sysctl_fixed: bool = False  # as in most containers: they are set outside
     links: tuple[Link, ...] = ()
-    cpus: int = 1
+    elsewhere: tuple[str, ...] = ()  # settings that name an address of another host
+    cpus: int = 1  # that this process may use
     cpu_flags: frozenset[str] = frozenset()
     governors: frozenset[str] = frozenset()  # empty where the system does not tell
     tls_module: bool = False  # the kernel's TLS could be loaded
@@ -102,9 +109,11 @@ def read(lan: str, wan: str, keys: Path, proxies: tuple[Proxy, ...] = ()) -> Rea
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return Readings(
         kernel=platform.release(),
-        sysctl={name: text for name in SYSCTLS if (text := _text(_SYSCTL / name.replace(".", "/")))},
+        sysctl={name: text for name in SYSCTLS if (text := _sysctl(name))},
+        sysctl_fixed=_read_only(_SYSCTL),
         links=_links(lan, wan),
-        cpus=len(os.sched_getaffinity(0)),
+        elsewhere=tuple(f"{name} = {address}" for name, address in (("lan", lan), ("wan", wan)) if _elsewhere(address)),
+        cpus=_cpus(),
         cpu_flags=_cpu_flags(),
         governors=frozenset(map(_text, Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor"))),
         tls_module=bool(re.search(r"/tls\.ko", _text(Path(f"/lib/modules/{platform.release()}/modules.dep")))),
@@ -133,21 +142,56 @@ def openssl_of(program: Path) -> str:
             return ""
         text = run.stdout.decode(errors="replace")
         # What it runs with is named after what it was built with, where the two differ.
-        if found := re.findall(r"OpenSSL (\d+\.\d+\.\d+\w*)", text):
+        if found := re.findall(r"OpenSSL (\d{1,3}\.\d{1,3}\.\d{1,3}\w{0,9})", text):
             return str(found[-1])
     return ""
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text().strip()
+        return path.read_text(errors="replace").strip()
     except OSError:
         return ""
 
 
+def _sysctl(name: str) -> str:
+    text = _text(_SYSCTL / name.replace(".", "/"))
+    return text if re.fullmatch(SYSCTLS[name], text) else ""
+
+
+def _read_only(path: Path) -> bool:
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
+
+
+def _elsewhere(address: str) -> bool:
+    """Tell whether nothing here can have an address: the kernel is asked, which knows of more than interfaces."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+            probe.bind((address, 0))
+    except OSError as error:
+        return error.errno == errno.EADDRNOTAVAIL
+    return False
+
+
+def _cpus() -> int:
+    """Count the processors that this process may use: a container may have a part of them only."""
+    count = len(os.sched_getaffinity(0))
+    group = next((line[3:] for line in _text(_CGROUP).splitlines() if line.startswith("0::")), "")
+    for path in (Path(group), *Path(group).parents) if group else ():
+        if found := re.fullmatch(r"(\d{1,15}) ([1-9]\d{0,14})", _text(_CGROUPS / str(path).lstrip("/") / "cpu.max")):
+            count = min(count, int(found[1]) // int(found[2]))
+    return max(1, count)
+
+
 def _links(lan: str, wan: str) -> tuple[Link, ...]:
     names: dict[str, list[str]] = {}
-    addresses = psutil.net_if_addrs()
+    try:
+        addresses = psutil.net_if_addrs()
+    except OSError:
+        return ()
     for network, wanted in (("wan", wan), ("lan", lan)):
         for name, found in addresses.items():
             if wanted in (each.address.partition("%")[0] for each in found):
@@ -156,7 +200,10 @@ def _links(lan: str, wan: str) -> tuple[Link, ...]:
 
 
 def _link(name: str, network: str) -> Link:
-    stats = psutil.net_if_stats().get(name)
+    try:
+        stats = psutil.net_if_stats().get(name)
+    except OSError:
+        stats = None
     directory = _NET / name
     irqs = [path.name for path in (directory / "device/msi_irqs").glob("*")]
     effective = {_text(Path(f"/proc/irq/{irq}/effective_affinity_list")) for irq in irqs}
@@ -183,7 +230,7 @@ def _qdisc(name: str) -> str:
             [program, "-json", "link", "show", "dev", name], capture_output=True, timeout=10, check=False
         )
         return str(json.loads(run.stdout)[0].get("qdisc", ""))
-    except (OSError, ValueError, LookupError, subprocess.SubprocessError):
+    except (OSError, ValueError, LookupError, AttributeError, subprocess.SubprocessError):
         return ""
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
+import psutil
 import pytest
 
-from s2cs.doctor import Finding, Level, Need, Readings, judge
-from s2cs.doctor.readings import Link, Proxy
+from s2cs.doctor import Finding, Level, Need, Readings, judge, read
+from s2cs.doctor import readings as readings_module
+from s2cs.doctor.readings import SYSCTLS, Link, Proxy, openssl_of
+from s2cs.s2ds.backends import BACKENDS
 from scistream.vocabulary import PortRange, Rate
 
 NEED = Need(Rate.parse("100Gb/s"), 0.05, stated=True, connections=10_000, sessions=1000, ports=PortRange(30000, 30999))
@@ -220,9 +225,119 @@ def test_nothing_can_have_more_than_the_kernel_gives() -> None:
     far = replace(NEED, bandwidth=Rate.parse("400Gb/s"), rtt_s=0.2)
     asked = [f.mend for f in not_well(with_sysctl(net__ipv4__tcp_rmem="4096 131072 1"), far) if "tcp_rmem" in f.name]
     assert asked == ['sysctl -w net.ipv4.tcp_rmem="4096 131072 2147483647"']
+    (share,) = not_well(replace(TUNED, cpus=100), far)  # ten gigabytes on the way
+    assert (share.level, share.target) == (Level.FAULT, "10 connections or more")
+    assert not_well(replace(TUNED, cpus=100), replace(far, stated=False))[0].level is Level.ADVICE
 
 
 def test_a_host_that_tells_nothing_is_still_judged() -> None:
     """As in a container without /proc/sys, on loopback."""
     blind = Readings(kernel="6.1.0", cpus=32, landlock=1, proxies=(NGINX,), links=(Link("lo", "wan and lan", True),))
     assert not_well(blind) == []
+
+
+def test_what_is_set_outside_of_a_container_is_said_to_be() -> None:
+    inside = replace(
+        with_sysctl(net__core__somaxconn="128", net__ipv4__tcp_congestion_control="cubic"), sysctl_fixed=True
+    )
+    assert [f.mend.split(":")[0] for f in not_well(replace(inside, cpus=1)) if "processor" not in f.name] == [
+        "outside of this container, where /proc/sys can be written"
+    ] * 2
+
+
+def test_an_address_of_another_host_is_a_fault() -> None:
+    (found,) = not_well(replace(TUNED, elsewhere=("wan = 192.0.2.1",)))
+    assert (found.name, found.level) == ("[network] wan = 192.0.2.1", Level.FAULT)
+
+
+# Reading hosts that are odd
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A root directory of a host, with nothing in it, in place of this one's."""
+    for name, place in (
+        ("_SYSCTL", "proc/sys"),
+        ("_NET", "sys/class/net"),
+        ("_CGROUPS", "cgroup"),
+        ("_CGROUP", "self"),
+    ):
+        monkeypatch.setattr(readings_module, name, tmp_path / place)
+    return tmp_path
+
+
+def here(host: Path, lan: str = "127.0.0.1", wan: str = "127.0.0.1") -> Readings:
+    return read(lan, wan, host)
+
+
+def test_a_host_without_proc_and_sys(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(psutil, "net_if_addrs", refused)
+    found = here(host)
+    assert (found.sysctl, found.links, found.sysctl_fixed, found.elsewhere) == ({}, (), False, ())
+    assert judge(found, NEED)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "max", "1 2", "1 2 3 4", "-1 -1 -1", "nan nan nan", "9" * 5000, "\x1b[2J", "4096 1\0 2"]
+)
+def test_what_no_kernel_says_counts_as_not_told(host: Path, text: str) -> None:
+    for name in SYSCTLS:
+        file = host / "proc/sys" / name.replace(".", "/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(text.encode() + b"\xff\n")
+    found = here(host)
+    assert found.sysctl == {}
+    for name in SYSCTLS:
+        (host / "proc/sys" / name.replace(".", "/")).write_text(text)
+    assert all(each.value.isprintable() for each in judge(here(host), NEED) if "tcp_" in each.name)
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({}, 64),
+        ({"a/cpu.max": "max 100000"}, 64),
+        ({"a/b/cpu.max": "max 100000", "a/cpu.max": "400000 100000"}, 4),
+        ({"cpu.max": "800000 100000", "a/b/cpu.max": "250000 100000"}, 2),
+        ({"a/b/cpu.max": "50000 100000"}, 1),
+        ({"a/b/cpu.max": "1 0", "a/cpu.max": "rubbish"}, 64),
+    ],
+)
+def test_a_container_has_the_processors_that_it_was_given(
+    host: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cpus: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    (host / "self").write_text("12:pids:/x\n0::/a/b\n")
+    for name, text in files.items():
+        file = host / "cgroup" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n")
+    assert here(host).cpus == cpus
+
+
+def test_an_address_that_is_not_this_hosts_is_seen(host: Path) -> None:
+    assert here(host, "127.0.0.2", "::1").elsewhere in ((), ("wan = ::1",))  # the whole of 127.0.0.0/8 is every host's
+    assert here(host, "0.0.0.0", "192.0.2.77").elsewhere == ("wan = 192.0.2.77",)
+
+
+@pytest.mark.parametrize("version", ["1.28\x1b[2J", "9" * 5000, "1." * 500, "", "none"])
+def test_a_proxy_that_names_no_sane_version_is_not_used(tmp_path: Path, version: str) -> None:
+    program = tmp_path / "nginx"
+    program.write_text(
+        f"#!/bin/sh\nprintf 'nginx version: nginx/{version} --with-stream --with-stream_ssl_module\\n'\n"
+    )
+    program.chmod(0o755)
+    found = BACKENDS["nginx"].find(program)
+    assert "does not tell its version" in found.reason
+    assert (found.reason.isprintable(), found.version) == (True, "")
+
+
+@pytest.mark.parametrize("said", ["OpenSSL " + "9" * 5000 + ".1.1", "OpenSSL 3.x", "\xff\xfe"])
+def test_a_proxy_whose_openssl_is_no_release(tmp_path: Path, said: str) -> None:
+    program = tmp_path / "proxy"
+    program.write_text(f"#!/bin/sh\nprintf '%s\\n' '{said}'\n", encoding="latin-1")
+    program.chmod(0o755)
+    assert openssl_of(program) == ""

@@ -29,6 +29,8 @@ _SEARCH_PATH = os.pathsep.join(
 IDLE_S = 24 * 86400
 """How long a stream may rest, or stay half-closed: the longest that 32-bit milliseconds hold in every proxy."""
 
+_VERSION_MAX = 64  # characters
+
 HANDSHAKE_S = 10
 """How long a connection may take to open and to prove itself, so that silent strangers hold no place."""
 
@@ -219,7 +221,8 @@ class Backend(ABC):
 
     def judged(self, program: Path, version: str, module: Path | None = None) -> Found:
         """Accept a version, or say why not."""
-        numbers = tuple(map(int, re.findall(r"\d+", version)[:3]))
+        sound = len(version) <= _VERSION_MAX and version.isprintable()  # people read it, and other gateways' users
+        numbers = tuple(map(int, re.findall(r"\d+", version)[:3])) if sound else ()
         if not numbers:
             return Found(program, reason=f"program {program} does not tell its version; is it {self.name}?")
         if not self.minimum <= numbers < self.below:
