@@ -68,7 +68,8 @@ def _descriptors_left() -> int:
     if limit == resource.RLIM_INFINITY:
         return 2**31
     try:
-        return limit - len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - thousands of names
+        # Since Linux 6.2 the size of the directory is their number; else thousands of names are to be counted.
+        return limit - (os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd")))  # noqa: PTH116, PTH208
     except OSError:  # not even one for looking
         return 0
 

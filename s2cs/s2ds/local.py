@@ -189,7 +189,8 @@ class LocalDataServer:
     def free_ports(self, role: Role) -> int:
         """How many listeners could still be reserved for a role, if no other program uses the range."""
         bind = self._interface(role).bind
-        held = sum(t.spec.num_conn for t in self._tunnels.values() if self._interface(t.spec.role).bind == bind)
+        roles = [each for each in Role if self._interface(each).bind == bind]
+        held = sum(tunnel.spec.num_conn for tunnel in self._tunnels.values() if tunnel.spec.role in roles)
         return max(0, len(self._config.ports) - held)
 
     def _interface(self, role: Role) -> Interface:

@@ -29,6 +29,7 @@ from s2cs.s2ds.config import Interface, LocalConfig
 from s2cs.s2ds.confinement import choose
 from s2cs.s2ds.contract import Capability, Change, TunnelState
 from s2cs.s2ds.launchers import LAUNCHERS
+from s2cs.s2ds.launchers import process as process_launcher
 from s2cs.s2ds.launchers.base import Job
 from s2cs.s2ds.local import LocalDataServer
 from scistream.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
@@ -180,6 +181,23 @@ async def test_a_process_gets_its_sockets_and_nothing_else(kind: Flavour, tmp_pa
     finally:
         os.close(leak)
         await rpc.stop(None)
+
+
+@pytest.mark.parametrize("call", [process_launcher._CLOSE_RANGE, 9999], ids=["close_range", "an older kernel"])
+async def test_what_a_library_left_inheritable_stays_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    monkeypatch.setattr(process_launcher, "_CLOSE_RANGE", call)
+    leak = os.dup(1)
+    os.set_inheritable(leak, True)
+    try:
+        process = LAUNCHERS["process"].launch(Job(("/bin/sh", "-c", "ls /proc/$$/fd; sleep 60"), tmp_path))
+        while not (said := (tmp_path / "log").read_text()).endswith("2\n"):
+            await asyncio.sleep(0.01)
+        assert said.split() == ["0", "1", "2"]
+        await process.stop(signal.SIGKILL, 0)
+    finally:
+        os.close(leak)
 
 
 async def test_files_are_for_their_owner_only(kind: Flavour, tmp_path: Path, range_: PortRange) -> None:
@@ -411,6 +429,7 @@ def test_a_node_that_starts_no_more_threads_starts_no_proxy_and_says_so(tmp_path
 import asyncio, os, resource, sys
 from pathlib import Path
 from s2cs.s2ds.launchers import LAUNCHERS
+from s2cs.s2ds.launchers import process as process_launcher
 from s2cs.s2ds.launchers.base import Job
 from scistream.errors import Unavailable
 
