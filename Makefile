@@ -39,7 +39,7 @@ lint: $(DEV_STAMP) ## style and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: $(BENCH_STAMP) proxies ## all benchmarks in a quarter of an hour, into docs/benchmarks.md
+bench: $(BENCH_STAMP) proxies ## all benchmarks in about twenty minutes, into docs/benchmarks.md
 	@deploy/install-rivals.sh || echo "going on without what could not be installed"
 	$(PY) -m bench --plots
 
