@@ -14,6 +14,8 @@ from scistream.machine import Owner
 from scistream.vocabulary import shown
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,62}")
+WITHOUT_TOKEN = "none"  # noqa: S105 - the method of a caller without credentials
+_NO_TOKEN = "INVALID_TOKEN"  # noqa: S105 - what old clients send that have none
 TOKEN_PREFIX = "s2t_"  # noqa: S105 - by which a token of a gateway is known
 
 
@@ -108,6 +110,13 @@ def check_name(name: str, what: str = "user") -> str:
 
 
 def bearer(authorization: str) -> str:
-    """Give the token of the metadata `authorization`: `Bearer TOKEN`, or the bare token."""
-    scheme, _, rest = authorization.strip().partition(" ")
-    return rest.strip() if scheme.lower() == "bearer" else authorization.strip()
+    """Give the token of the metadata `authorization`: `Bearer TOKEN`, or the bare token; empty when it is none."""
+    token = authorization.strip()
+    if not is_bare(token):
+        token = token.partition(" ")[2].strip()
+    return "" if token == _NO_TOKEN else token
+
+
+def is_bare(authorization: str) -> bool:
+    """Tell whether a token has no scheme before it."""
+    return authorization.strip().partition(" ")[0].lower() != "bearer"

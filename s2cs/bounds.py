@@ -27,6 +27,7 @@ _WAIT_S = 2.0  # how long a call waits for its turn
 _POLL_S = 0.05
 _MOST_WAITING = 64  # of one address or credential
 _MOST_AT_ONCE = 2000  # calls under way of one address or credential; a watch is one
+_NONE = hashlib.sha256(b"").digest()  # of no credentials at all
 _PREFIX = 12  # characters of a credential that guesses at it have in common
 
 
@@ -111,6 +112,7 @@ class Visit:
     """One call, while it lasts."""
 
     def __init__(self, bounds: Bounds, peer: Peer, digest: bytes, open_to_all: bool) -> None:
+        self.suspects: list[str] = []  # whom a failed authentication would be counted against
         self.peer = peer
         self._open_to_all = open_to_all
         self._bounds = bounds
@@ -120,6 +122,7 @@ class Visit:
         """Note that its credentials are good, where any are needed."""
         if not self._open_to_all:
             self._bounds.remember(self.peer, self._digest)
+            self._bounds.settle(self.suspects)
 
 
 class Bounds:
@@ -160,7 +163,9 @@ class Bounds:
         network = visit.peer.network
         known = digest in self._good
         key: str | bytes = digest if known else network
-        suspects = [] if known or open_to_all else [network, *([credential[:_PREFIX]] if credential else [])]
+        suspects = visit.suspects = (
+            [] if known or open_to_all else [network, *([credential[:_PREFIX]] if credential else [])]
+        )
         await self._turn(key, suspects, network)
         self._inside[key] += 1
         try:
@@ -169,21 +174,23 @@ class Bounds:
             self._good.pop(digest, None)
             raise
         else:
-            self._settle(suspects)
+            self.settle(suspects)
         finally:
             self._leave(self._inside, key)
-            if suspects and digest in self._good:
-                self._settle(suspects)
+            if digest in self._good:
+                self.settle(suspects)
 
     def remember(self, peer: Peer, digest: bytes) -> None:
         """Note credentials that are good, and a connection that had them."""
         self._proved(peer)
+        if digest == _NONE:
+            return  # an old client without any: it is counted with the strangers of its address
         self._good[digest] = None
         self._good.move_to_end(digest)
         if len(self._good) > _MOST_KEYS:
             self._good.popitem(last=False)
 
-    def _settle(self, suspects: list[str]) -> None:
+    def settle(self, suspects: list[str]) -> None:
         """Give back, once, what was taken in case the authentication fails."""
         while suspects:
             self._failures.take(suspects.pop(), self._rates().failure_rate, self._clock(), -1)

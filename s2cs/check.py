@@ -53,6 +53,7 @@ def check(settings: Settings) -> list[Finding]:
         _identity,
         _limits,
         _audit,
+        _compat,
     ]
     return [finding for look in looks for finding in look(settings)]
 
@@ -228,6 +229,27 @@ def _policy(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             True, f"[[policy.rules]] {number} is nobody's: rule {by} names all of them before it", warning=True
         )
+
+
+def _compat(settings: Settings) -> Iterator[Finding]:
+    compat = settings.compat
+    if compat.user:
+        text = f"[compat] user: whoever reaches the control port is {compat.user}, without a token"
+        yield Finding(True, text, warning=True)
+    if not compat.psk:
+        return
+    try:
+        secret = compat.secret()
+    except ScistreamError as error:
+        yield Finding(False, str(error))
+        return
+    if not secret:
+        yield Finding(
+            True, "[compat] psk: whoever knows a uid reaches its session; share a psk_secret_file", warning=True
+        )
+    backends = LocalDataServer(local_config(settings, runtime.place(settings))).backends()
+    if not any(each.available and Capability.PSK in each.capabilities for each in backends):
+        yield Finding(False, "[compat] psk: no backend here does pre-shared keys; install stunnel")
 
 
 def _limits(settings: Settings) -> Iterator[Finding]:

@@ -71,7 +71,7 @@ class Control:
         ports, most = {endpoint.port for endpoint in self._listen}, _most_connections()
         self._connections = Connections(ports, lambda: gateway.settings.limits, most // 2)
         bounds = Bounds(lambda: gateway.settings.limits, self._connections.prove)
-        self._door = Door(authenticator, bounds, audit)
+        self._door = Door(authenticator, bounds, audit, gateway.old_clients)
         self._health = health.aio.HealthServicer()
         self._client_listen: tuple[Endpoint, ...] = ()
         self._server: grpc.aio.Server | None = None

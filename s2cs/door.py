@@ -13,10 +13,11 @@ from typing import Any, NoReturn
 
 from google.protobuf.message import DecodeError
 
-from s2cs.audit.calls import Call, current
+from s2cs.audit.calls import Call, address, current
 from s2cs.audit.log import Audit
-from s2cs.auth import Caller, KeptOut, KeyHolder, bearer, digest, user_only
+from s2cs.auth import WITHOUT_TOKEN, Caller, KeptOut, KeyHolder, bearer, digest, is_bare, user_only
 from s2cs.bounds import Bounds, Visit
+from s2cs.compat import Old, OldClients
 from s2cs.identity.authenticator import Authenticator
 from scistream.errors import InvalidArgument, PermissionDenied, ScistreamError, Unauthenticated
 from scistream.vocabulary import printable
@@ -29,6 +30,7 @@ _LOOK_S = 1.0  # between looks at the credentials of a caller whose call goes on
 _OPEN_TO_ALL = ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/List", "/scistream.Control/methods")
 _NOT_SERVED = "/grpc.health.v1.Health/Watch"  # would last as long as any stranger likes
 _OPEN_TO_KEYS = ("/scistream.Control/hello", "/scistream.Control/watch")  # whose session it is, is seen there
+_OPEN_WITHOUT_TOKEN = tuple(f"/scistream.Control/{name}" for name in ("req", "hello", "update", "release"))  # [compat]
 _SCOPES = {  # what each method needs; those that are not named are for any user
     "/scistream.Control/req": "sessions",
     "/scistream.Control/hello": "sessions",
@@ -43,7 +45,8 @@ _SCOPES = {  # what each method needs; those that are not named are for any user
 class Door(grpc.aio.ServerInterceptor):
     """Let in who has credentials, and turn errors into statuses: the one place for both."""
 
-    def __init__(self, authenticator: Authenticator, bounds: Bounds, audit: Audit) -> None:
+    def __init__(self, authenticator: Authenticator, bounds: Bounds, audit: Audit, old_clients: OldClients) -> None:
+        self._old_clients = old_clients
         self._authenticator = authenticator
         self._bounds = bounds
         self._audit = audit
@@ -112,10 +115,15 @@ class Door(grpc.aio.ServerInterceptor):
         if len(values) > 1:
             raise Unauthenticated("there is more than one authorization; send one")
         try:
-            caller = await self._authenticator.identify("".join(values), _certificate(context))
+            authorization, tokenless = "".join(values), method in _OPEN_WITHOUT_TOKEN
+            caller = await self._authenticator.identify(authorization, _certificate(context), tokenless)
         except KeptOut as refusal:
             call.caller = refusal.caller
             raise
+        if isinstance(caller, Caller) and caller.method == WITHOUT_TOKEN:
+            self._old_clients.of_caller(Old.NO_TOKEN, caller, address(context.peer()))
+        elif bearer(authorization) and is_bare(authorization):
+            self._old_clients.of_caller(Old.BARE_TOKEN, caller, address(context.peer()))
         if isinstance(caller, Caller):
             visit.good()
             call.by(caller)  # before it is refused for what its credentials are not for

@@ -8,6 +8,7 @@ from s2cs.s2ds.contract import (
     Bridge,
     Change,
     DataServer,
+    PreSharedKey,
     Traffic,
     TunnelEvent,
     TunnelSpec,
@@ -23,6 +24,7 @@ async def carry_out(
     session: Session,
     effect: Effect,
     ended: Callable[[Traffic], None] = lambda traffic: None,
+    shared_key: Callable[[Session], PreSharedKey] | None = None,
 ) -> Event | None:
     """Ask the data server for what a step wants, and give what it answers; an update that is done is no event.
 
@@ -31,6 +33,7 @@ async def carry_out(
         session: whose effect it is.
         effect: what is wanted.
         ended: is told what a tunnel that was stopped has moved.
+        shared_key: gives the key of a session whose client sent no credentials.
 
     Raises:
         ScistreamError: it cannot be had.
@@ -42,10 +45,10 @@ async def carry_out(
             reservation = await server.reserve(spec)
             return Reserved(reservation.listeners, reservation.backend, reservation.csr)
         case Effect.START:
-            await server.start(session.id, Bridge(session.targets, credentials(session.proof)))
+            await server.start(session.id, _bridge(session, shared_key))
             return Started()
         case Effect.UPDATE:
-            await server.update(session.id, Bridge(session.targets, credentials(session.proof)))
+            await server.update(session.id, _bridge(session, shared_key))
             return None
         case Effect.STOP | Effect.CUT:
             if (traffic := await server.stop(session.id, cut=effect is Effect.CUT)) is not None:
@@ -53,6 +56,12 @@ async def carry_out(
             return Stopped()
         case Effect.FORWARD:
             raise AssertionError("ProdLstn is for the watchers, not for the data server")
+
+
+def _bridge(session: Session, shared_key: Callable[[Session], PreSharedKey] | None) -> Bridge:
+    if session.proof.certificate or shared_key is None:
+        return Bridge(session.targets, credentials(session.proof))
+    return Bridge(session.targets, shared_key(session))
 
 
 def meaning(event: TunnelEvent) -> Event:

@@ -17,6 +17,7 @@ from s2cs import admission
 from s2cs.audit.log import Audit
 from s2cs.auth import Caller, KeyHolder, user_only
 from s2cs.clock import Clock
+from s2cs.compat import HELLO_WAIT_S, Old, OldClients
 from s2cs.effects import reconciled
 from s2cs.housekeeping import Housekeeping
 from s2cs.lifecycle import Lifecycle
@@ -72,7 +73,9 @@ class Gateway:
         self._sessions = Sessions(store)
         self._resolver = Resolver()
         self._revocations = Revocations(store)
-        self._lifecycle = Lifecycle(self._sessions, data_server, self.clock, self._audit)
+        self.old_clients = OldClients(lambda: self.settings.compat, self._audit)
+        shared_key = self.old_clients.shared_key
+        self._lifecycle = Lifecycle(self._sessions, data_server, self.clock, self._audit, shared_key)
         self.observers = self._lifecycle.observers
         self._housekeeping = Housekeeping(
             self._lifecycle,
@@ -134,8 +137,8 @@ class Gateway:
 
     # What callers ask for
 
-    async def request(self, caller: Caller | KeyHolder, request: Request, wait_for_hello: bool = False) -> Session:
-        """REQ: reserve listeners, or give the same answer again.
+    async def request(self, caller: Caller | KeyHolder, request: Request) -> Session:
+        """REQ: reserve listeners, or give the same answer again; to an old client when Hello has come.
 
         Raises:
             AlreadyExists: the caller has a live session of that uid with other content.
@@ -143,6 +146,8 @@ class Gateway:
             InvalidArgument, FailedPrecondition, PermissionDenied, ResourceExhausted: it cannot be had; nothing is kept.
         """
         owner = user_only(caller)
+        if request.old:
+            self.old_clients.check_blocking()
         check_request(self.settings, owner.owner, request)
         while (live := self._sessions.latest(owner.id, request.uid)) and live.session.state is State.CLOSING:
             await live.until(lambda session: session.state.ended)
@@ -162,7 +167,7 @@ class Gateway:
             session = await live.until(lambda session: session.state.ended)
             kind = DeadlineExceeded if session.state is State.EXPIRED else FailedPrecondition
             raise kind(f"session {session.uid} ended while its ports were being reserved: {session.reason}; ask again")
-        if wait_for_hello:
+        if request.old:
             session = await self._lifecycle.hello_came(live)
         return session
 
@@ -174,7 +179,12 @@ class Gateway:
             InvalidArgument, FailedPrecondition, PermissionDenied: not this way, not now, not there.
         """
         live = self._sessions.find(caller, uid, Rank.ADMIN)
-        check_role(live.session, role)
+        if live.session.request.old:  # it says nothing twice, and names the other side
+            await live.until(lambda session: session.state is not State.REQUESTED)
+            if role is not live.session.role:
+                self.old_clients.of_session(Old.HELLO_ROLE, live.session)
+        else:
+            check_role(live.session, role)
         endpoints = parse_endpoints(addresses) if live.session.role is Role.PROD else ()
         self._foresee(live.session, Hello(endpoints), endpoints)
         admitted = await self._admit(caller, live.session, Role.PROD, endpoints)
@@ -200,14 +210,12 @@ class Gateway:
         session = live.session
         check_role(session, role)
         endpoints = parse_endpoints(addresses)
-        if not (certificate and trust_anchor):
-            raise FailedPrecondition(
-                f"session {uid} needs credentials for the WAN leg; send a certificate for the csr of req's answer "
-                "and its trust_anchor, as s2uc does"
-            )
         proof = Proof(certificate, trust_anchor)
+        if not (certificate or trust_anchor):
+            self.old_clients.check_psk(session, self.data_server.backends())
         self._foresee(session, Update(endpoints, proof), endpoints)
-        check_proof(session, proof)
+        if proof != Proof():
+            check_proof(session, proof)
         admitted = await self._admit(caller, session, session.role, endpoints)
         await self._lifecycle.settled(live)
         live.error = None
@@ -226,6 +234,8 @@ class Gateway:
             Unavailable: the data server refuses; the session goes on as it was.
         """
         live = self._sessions.find(user_only(caller), uid, Rank.ADMIN)
+        if live.session.targets and not live.session.proof.certificate:
+            raise FailedPrecondition(f"session {uid} has no credentials that could be renewed; make a new one")
         user = judged(caller, live.session)
         decide(self.settings, user, Lease(lease_s)).require()
         if refusal := objection(self.settings, user, live.session):
@@ -300,7 +310,8 @@ class Gateway:
         held = self._sessions.held
         check_quota(self.settings, user, request, held.of(user.id))
         admission.admit(limits, held.all, request)
-        waits = Waits(hello=limits.hello_wait, update=limits.update_wait)
+        hello_wait = min(limits.hello_wait, HELLO_WAIT_S) if request.old else limits.hello_wait
+        waits = Waits(hello=hello_wait, update=limits.update_wait)
         lease_s = request.lease_s or usual_lease(self.settings, user)
         session = open_session(secrets.token_hex(8), user, request, self.clock.now(), lease_s, waits)
         session = replace(session, backend=backend_for(self.settings, user, request, self.data_server.backends()))
@@ -308,5 +319,7 @@ class Gateway:
         self._revocations.look_again()
         live = Live(session)
         self._sessions.keep(live)
+        if request.old:
+            self.old_clients.of_session(Old.BLOCKING_REQ, session)
         self._lifecycle.act(live, Effect.RESERVE)
         return live

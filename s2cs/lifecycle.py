@@ -15,15 +15,14 @@ from s2cs.clock import Clock
 from s2cs.effects import carry_out
 from s2cs.live import Live, News
 from s2cs.logs import about
-from s2cs.s2ds.contract import DataServer, Traffic
+from s2cs.s2ds.contract import DataServer, PreSharedKey, Traffic
 from s2cs.sessions import Sessions
 from scistream.errors import DeadlineExceeded, FailedPrecondition, ScistreamError
-from scistream.machine import Broke, Effect, Event, Hello, Kept, Release, Renew, Session, State, Update, step
+from scistream.machine import Broke, Effect, Event, Hello, Kept, Renew, Session, State, Update, step
 from scistream.vocabulary import Role
 
 log = logging.getLogger(__name__)
 
-_HELLO_WAIT_S = 180.0  # how long a `req` that waits for Hello may block
 _ENDING = (Effect.STOP, Effect.CUT)
 
 # The session before and after a step, what it has moved in all if it ended and that is known, and when.
@@ -33,12 +32,20 @@ Observer = Callable[[Session, Session, Traffic | None, float], None]
 class Lifecycle:
     """Apply events to sessions, and see to what follows from them."""
 
-    def __init__(self, sessions: Sessions, data_server: DataServer, clock: Clock, audit: Audit) -> None:
+    def __init__(
+        self,
+        sessions: Sessions,
+        data_server: DataServer,
+        clock: Clock,
+        audit: Audit,
+        shared_key: Callable[[Session], PreSharedKey] | None = None,
+    ) -> None:
         self.observers: list[Observer] = []
         self._sessions = sessions
         self._data_server = data_server
         self._clock = clock
         self._audit = audit
+        self._shared_key = shared_key
 
     def apply(self, live: Live, event: Event) -> Session:
         """Step a session, save it, tell the watchers, begin what is to be done.
@@ -113,19 +120,14 @@ class Lifecycle:
         """Wait until a session that is RESERVED has had its Hello.
 
         Raises:
-            DeadlineExceeded: it did not come; the session is released.
+            DeadlineExceeded: it did not come; what the session had is given back.
             FailedPrecondition: the session ended before.
         """
-        try:
-            async with asyncio.timeout(_HELLO_WAIT_S):
-                session = await live.until(lambda session: session.state is not State.RESERVED)
-        except TimeoutError:
-            self.report(live, Release("no Hello came"))
-            raise DeadlineExceeded(
-                f"no Hello came for session {live.session.uid} within {_HELLO_WAIT_S:.0f} s; it was released"
-            ) from None
+        session = await live.until(lambda session: session.state is not State.RESERVED)
         if session.state is State.CLOSING or session.state.ended:
-            raise FailedPrecondition(f"session {session.uid} ended before Hello came: {session.reason}")
+            session = await live.until(lambda session: session.state.ended)
+            kind = DeadlineExceeded if session.state is State.EXPIRED else FailedPrecondition
+            raise kind(f"session {session.uid} ended before Hello came: {session.reason}; ask again")
         return session
 
     async def _carry_out(self, live: Live, effect: Effect, earlier: asyncio.Task[None] | None) -> None:
@@ -134,7 +136,7 @@ class Lifecycle:
                 earlier.cancel()  # stopping interrupts what is under way
             await asyncio.wait([earlier])
         try:
-            event: Event | None = await carry_out(self._data_server, live.session, effect, live.moved)
+            event: Event | None = await carry_out(self._data_server, live.session, effect, live.moved, self._shared_key)
         except ScistreamError as error:
             live.error = error
             event = Kept() if effect is Effect.UPDATE else Broke(str(error))

@@ -18,10 +18,11 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
 
 import scistream
+from s2cs.compat import Old, OldClients
 from s2cs.s2ds.contract import Traffic
 from scistream.errors import ScistreamError
 from scistream.machine import Session, State
@@ -173,6 +174,7 @@ class _GatewayCollector:
         for role, side in _SIDES.items():
             ports.add_metric([side], gateway.data_server.free_ports(role))
         yield ports
+        yield _old_clients(gateway.old_clients)
         yield _gauge("scistream_ports_limit", "Ports in the range of each side.", len(gateway.settings.network.ports))
         with suppress(ScistreamError):  # where the store cannot be read, everything else is wanted all the more
             yield _gauge("scistream_draining", "1 while no new sessions are taken.", gateway.draining)
@@ -190,6 +192,15 @@ def _sessions(running: Iterable[Session]) -> Metric:
         for state in State:
             if not state.ended:
                 family.add_metric([role, state], found[role, state])
+    return family
+
+
+def _old_clients(found: OldClients) -> Metric:
+    family = CounterMetricFamily(
+        "scistream_old_client_uses", "What old clients did that new ones do not.", labels=["use"]
+    )
+    for old in Old:
+        family.add_metric([old], found.counts[old])
     return family
 
 

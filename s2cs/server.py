@@ -117,7 +117,7 @@ class _Running:
         """Bring new settings and a new certificate into force, or keep all of the old and say why."""
         try:
             settings, read = load(file), fingerprint(file)
-            credentials, methods = _credentials(settings), Methods(settings.auth)
+            credentials, methods = _credentials(settings), _methods(settings)
             if credentials != self._credentials:
                 await self.control.replace(credentials)
                 self._credentials = credentials
@@ -158,7 +158,7 @@ async def _running(settings: Settings, fingerprint: Mapping[str, Any]) -> AsyncI
         data_server = LocalDataServer(local_config(settings, runtime.tunnels(settings)))
         gateway = Gateway(settings, store, data_server, audit)
         metrics = Metrics(gateway)
-        authenticator = Authenticator(Methods(settings.auth), store, gateway.has_key)
+        authenticator = Authenticator(_methods(settings), store, gateway.has_key)
         stack.push_async_callback(authenticator.close)
         control = Control(gateway, authenticator, metrics, audit)
         running = _Running(store, gateway, data_server, control, authenticator, audit)
@@ -287,3 +287,8 @@ def read_certificate(settings: Settings) -> tuple[bytes, bytes]:
 def _credentials(settings: Settings) -> Credentials:
     certificates = settings.auth.certificates
     return Credentials(*read_certificate(settings), certificates.listen, read_client_ca(certificates))
+
+
+def _methods(settings: Settings) -> Methods:
+    settings.compat.secret()  # at the start, rather than when an old client comes
+    return Methods(settings.auth, settings.compat)

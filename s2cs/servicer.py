@@ -43,7 +43,7 @@ class Servicer(ControlServicer):
 
     async def req(self, request: pb.Request, context: Any) -> pb.Response:
         """REQ."""
-        session = await self._gateway.request(calling.get(), _decode(request), not request.immediate)
+        session = await self._gateway.request(calling.get(), _decode(request))
         return self._response(session)
 
     async def hello(self, request: pb.Hello, context: Any) -> pb.AppResponse:
@@ -247,4 +247,5 @@ def _decode(request: pb.Request) -> Request:
         backend=request.backend,
         labels=MappingProxyType(dict(request.labels)),
         hello_key_sha256=request.hello_key_sha256,
+        old=not request.immediate,
     )

@@ -12,8 +12,10 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from s2cs.compat import Compat
 from s2cs.identity.settings import Auth
 from s2cs.policy.reach import Reach
+from s2cs.s2ds.config import WITH_PSK
 from s2cs.tables import Duration, Listen, Table, read_by
 from scistream.vocabulary import Endpoint, PortRange, Rate, parse_round_trip
 
@@ -157,6 +159,13 @@ class Settings(Table):
     auth: Auth = Auth()
     metrics: MetricsSettings = MetricsSettings()
     audit: AuditSettings = AuditSettings()
+    compat: Compat = Compat()
+
+    @model_validator(mode="after")
+    def _suites_for_psk(self) -> Settings:
+        if self.compat.psk and self.s2ds.ciphers and not set(self.s2ds.ciphers) & set(WITH_PSK):
+            raise ValueError(f"[compat] psk needs one of the [s2ds] ciphers {', '.join(WITH_PSK)}")
+        return self
 
 
 # What a running gateway cannot change: [table] and its keys, all of them if none is named.

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from s2cs.policy.addresses import Address, own_addresses, plain
 from s2cs.policy.decision import Forward, Lease, decide
 from s2cs.settings import Settings
-from scistream.errors import InvalidArgument
+from scistream.errors import FailedPrecondition, InvalidArgument
 from scistream.machine import Owner, Proof, Request, Session
 from scistream.vocabulary import Endpoint, Role, shown
 from scistream.x509 import Certificate, Credentials
@@ -74,8 +74,15 @@ def check_proof(session: Session, proof: Proof) -> None:
     """See that credentials are for this session's own key, name and role, and valid now.
 
     Raises:
+        FailedPrecondition: only one of the two is there, or the session is open without any.
         InvalidArgument: they are not.
     """
+    if not (proof.certificate and proof.trust_anchor):
+        raise FailedPrecondition(
+            f"session {session.uid} needs both a certificate for the csr of req's answer and its trust_anchor"
+        )
+    if session.targets and not session.proof.certificate:
+        raise FailedPrecondition(f"session {session.uid} is open without credentials; release it, and make a new one")
     key = x509.load_der_x509_csr(session.csr).public_key()
     assert isinstance(key, ec.EllipticCurvePublicKey)
     credentials(proof).check(session.uid, session.role, key, datetime.now(UTC))

@@ -168,6 +168,7 @@ class Request:
     backend: str = ""
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     hello_key_sha256: bytes = b""
+    old: bool = field(default=False, compare=False)  # of a client that waits for Hello
 
 
 Route = tuple[tuple[Endpoint, ...], Proof, float]  # targets, credentials, end of the lease

@@ -7,19 +7,20 @@ import logging
 import time
 from collections.abc import Callable
 
-from s2cs.auth import TOKEN_PREFIX, Caller, KeptOut, KeyHolder, bearer, digest
+from s2cs.auth import TOKEN_PREFIX, WITHOUT_TOKEN, Caller, KeptOut, KeyHolder, bearer, digest, is_bare
+from s2cs.compat import Compat
 from s2cs.identity.certificates import CertificateMethod
 from s2cs.identity.introspection import OpaqueMethod
 from s2cs.identity.oidc import JwtMethod, issuer_of
 from s2cs.identity.settings import Auth
 from s2cs.store import Store
 from s2cs.users import Rank, User
-from scistream.errors import ScistreamError, Unauthenticated, Unavailable
+from scistream.errors import NotFound, ScistreamError, Unauthenticated, Unavailable
 from scistream.vocabulary import shown
 
 log = logging.getLogger(__name__)
 
-_NOBODY = ("", "INVALID_TOKEN")  # what clients send that have none
+_NONE = Compat()
 _NOTE_S = 60.0  # between two writings of who was here
 _GRACE_S = 30.0  # for tokens that are being checked when the ways of checking change
 
@@ -31,8 +32,9 @@ class Methods:
         FailedPrecondition: a secret, a CA or a list of revoked certificates cannot be used.
     """
 
-    def __init__(self, auth: Auth) -> None:
+    def __init__(self, auth: Auth, compat: Compat = _NONE) -> None:
         self.auth = auth
+        self.compat = compat
         self.certificates = CertificateMethod(auth.certificates)
         self.jwt = {settings.issuer: JwtMethod(settings) for settings in auth.oidc}
         self.opaque = [OpaqueMethod(settings) for settings in auth.introspection]
@@ -117,12 +119,15 @@ class Authenticator:
         ending.add_done_callback(self._ending.discard)
         self._methods = methods
 
-    async def identify(self, authorization: str, certificate: bytes = b"") -> Caller | KeyHolder:
+    async def identify(
+        self, authorization: str, certificate: bytes = b"", tokenless: bool = False
+    ) -> Caller | KeyHolder:
         """Find out who calls.
 
         Args:
             authorization: the metadata of that name: `Bearer TOKEN`, or the bare token.
             certificate: that of the connection in PEM, checked by TLS; empty where there is none.
+            tokenless: whether old clients without any are served here, if the operator named who they are.
 
         Raises:
             Unauthenticated: there are no credentials, or they are not good.
@@ -130,10 +135,15 @@ class Authenticator:
             Unavailable: they cannot be checked now.
         """
         token = bearer(authorization)
-        if token in _NOBODY:
+        compat = self._methods.compat
+        if not token:
             if certificate:
                 return self._outsider(self._methods.certificates.identify(certificate))
+            if tokenless and compat.user:
+                return self._without_token(compat.user)
             raise Unauthenticated("this gateway wants a token; get one with: s2uc login GATEWAY")
+        if is_bare(authorization) and not compat.bare_tokens:
+            raise Unauthenticated("this gateway wants the token as: Bearer TOKEN")
         sha256 = digest(token)
         if token.startswith(TOKEN_PREFIX):
             return self._insider(sha256)
@@ -141,6 +151,20 @@ class Authenticator:
             return KeyHolder(sha256)
         method = self._methods.of(token)
         return KeyHolder(sha256) if method is None else self._outsider(await method.identify(token))
+
+    def _without_token(self, name: str) -> Caller:
+        """Give the user that stands for old clients without a token, with no rights over others."""
+        try:
+            user = self._store.users.by_name(name)
+        except NotFound:
+            raise Unauthenticated(
+                f"this gateway wants a token: [compat] user is {name}, and there is none; its operator adds one"
+            ) from None
+        caller = Caller(user.name, user.id, Rank.USER, user.groups, frozenset({"sessions"}), WITHOUT_TOKEN)
+        if user.disabled:
+            raise KeptOut(caller)
+        self._used[user.id] = time.time()
+        return caller
 
     def _insider(self, sha256: bytes) -> Caller | KeyHolder:
         """Look a token of this gateway up. It has 256 random bits: how long the look takes tells nothing."""

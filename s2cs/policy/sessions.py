@@ -41,6 +41,10 @@ def backend_for(settings: Settings, user: Owner, request: Request, backends: Ite
     allowed, usual = allowed_backends(settings, user), settings.s2ds.backend
     if request.backend not in ("", "auto"):
         return request.backend
+    if request.old and settings.compat.psk:  # it may bring no credentials
+        able = [info.name for info in backends if info.available and Capability.PSK in info.capabilities]
+        if found := next((name for name in able if not allowed or name in allowed), ""):
+            return found
     if not allowed or usual in allowed:
         return usual
     for info in backends:

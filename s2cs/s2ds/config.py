@@ -14,6 +14,7 @@ from scistream.errors import InvalidArgument
 from scistream.vocabulary import Endpoint, PortRange, shown
 
 CIPHERS = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
+WITH_PSK = ("TLS_AES_128_GCM_SHA256", "TLS_CHACHA20_POLY1305_SHA256")  # whose hash is that of pre-shared keys
 _CHACHA_FIRST = ("TLS_CHACHA20_POLY1305_SHA256", "TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384")
 
 

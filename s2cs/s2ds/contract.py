@@ -68,11 +68,18 @@ class Reservation:
 
 
 @dataclass(frozen=True, slots=True)
+class PreSharedKey:
+    """What two gateways prove themselves with whose clients know of no certificates."""
+
+    key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Bridge:
     """Where listener i leads (targets[i % len]; IP addresses, never names), and the credentials."""
 
     targets: tuple[Endpoint, ...]
-    credentials: Credentials
+    credentials: Credentials | PreSharedKey
 
 
 class TunnelState(StrEnum):

@@ -7,6 +7,7 @@ names that generation's files: so all of them change at once, or none does.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -14,7 +15,6 @@ from s2cs.s2ds.confinement import RUN, Confinement
 from s2cs.s2ds.files import make, room, show, write
 
 _NEXT = "next"  # a configuration that is being judged
-_LEAF, _ANCHORS = "leaf.pem", "ca.pem"  # as the templates name them
 
 
 def entrust(directory: Path, confinement: Confinement) -> None:
@@ -61,8 +61,8 @@ class Generations:
         """The number of the one that will be written next."""
         return self._written + 1
 
-    def write(self, config: str, leaf: bytes, anchors: bytes) -> int:
-        """Write a generation beside the one in force; give its number.
+    def write(self, config: str, credentials: Mapping[str, bytes]) -> int:
+        """Write a generation beside the one in force, with its credentials by file name; give its number.
 
         Raises:
             ResourceExhausted: there is no room.
@@ -72,7 +72,7 @@ class Generations:
         try:
             with room(directory):
                 make(directory, self._reader)
-                for name, content in ((self.config.name, config.encode()), (_LEAF, leaf), (_ANCHORS, anchors)):
+                for name, content in {self.config.name: config.encode(), **credentials}.items():
                     write(directory / name, content, self._reader)
         except BaseException:
             self.discard(self._written)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from s2cs.s2ds.confinement import Confinement
-from s2cs.s2ds.contract import Bridge, TunnelSpec
+from s2cs.s2ds.contract import Bridge, PreSharedKey, TunnelSpec
 from s2cs.s2ds.files import make, write
 from s2cs.s2ds.generations import entrust
 from scistream.errors import InvalidArgument, ScistreamError
@@ -40,7 +40,8 @@ class Record:
         for target in bridge.targets:
             if target.ip is None:
                 raise InvalidArgument(f"target {target} is a name; resolve it to an IP address first")
-        bridge.credentials.check(spec.uid, spec.role, self.key.key.public_key(), datetime.now(UTC))
+        if not isinstance(bridge.credentials, PreSharedKey):
+            bridge.credentials.check(spec.uid, spec.role, self.key.key.public_key(), datetime.now(UTC))
 
     def save(self, directory: Path, confinement: Confinement) -> None:
         """Write it down; the directory is made.

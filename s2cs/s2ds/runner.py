@@ -14,6 +14,7 @@ from s2cs.s2ds.buffers import send_buffer
 from s2cs.s2ds.config import LocalConfig
 from s2cs.s2ds.confinement import Confinement
 from s2cs.s2ds.contract import Bridge
+from s2cs.s2ds.credentials import credential_files
 from s2cs.s2ds.generations import Generations
 from s2cs.s2ds.launchers.base import Job, Launcher, Running
 from s2cs.s2ds.logs import SessionLog, last_words
@@ -55,9 +56,8 @@ class Runner:
         record, means = self._record, self._means
         as_root = means.confinement.as_root
         plan = Plan.of(record.spec, bridge, self._listeners.bound, means.config, self.files.next, as_root)
-        leaf = bridge.credentials.certificate.pem + record.key.pem
         configuration = self._backend.configuration(plan, self._found)
-        return self.files.write(configuration, leaf, bridge.credentials.trusted_pem)
+        return self.files.write(configuration, credential_files(bridge, record.key))
 
     async def check(self, generation: int) -> None:
         """Let the proxy itself judge new files, where it has a way to.

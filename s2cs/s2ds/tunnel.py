@@ -11,7 +11,7 @@ from signal import Signals
 
 from s2cs.s2ds import procfs
 from s2cs.s2ds.backends.base import Backend, Found, Reload
-from s2cs.s2ds.contract import Bridge, Change, Traffic, TunnelEvent, TunnelState, TunnelStatus
+from s2cs.s2ds.contract import Bridge, Capability, Change, PreSharedKey, Traffic, TunnelEvent, TunnelState, TunnelStatus
 from s2cs.s2ds.logs import last_words
 from s2cs.s2ds.meter import Group, Ledger, Live, Look, Meter
 from s2cs.s2ds.pacing import pace_opened
@@ -154,7 +154,7 @@ class Tunnel:
         """Open the way, once."""
         if self._state is not TunnelState.RESERVED:
             raise FailedPrecondition(f"tunnel {self.spec.id} was started before; it is {self._state}: use update")
-        self._record.check(bridge)
+        self._check(bridge)
         self._state = TunnelState.STARTING
         await self._interruptible(self._start(bridge))
 
@@ -162,8 +162,14 @@ class Tunnel:
         """Lead new connections elsewhere; the old ones stay."""
         if self._state is not TunnelState.RUNNING:
             raise FailedPrecondition(f"tunnel {self.spec.id} is {self._state}, not running; update it when it is")
-        self._record.check(bridge)
+        self._check(bridge)
         await self._interruptible(self._update(bridge))
+
+    def _check(self, bridge: Bridge) -> None:
+        """See that a bridge is for this tunnel, and that its proxy can do it."""
+        self._record.check(bridge)
+        if isinstance(bridge.credentials, PreSharedKey) and Capability.PSK not in self.backend.capabilities:
+            raise FailedPrecondition(f"backend {self.backend.name} cannot do pre-shared keys; use stunnel")
 
     async def stop(self, cut: bool = False) -> Traffic:
         """End everything and give it back; say what was moved. Goes on to its end whoever stops waiting for it."""

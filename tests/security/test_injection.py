@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.backends.base import Backend, Found, Leg, Plan
+from s2cs.s2ds.contract import Capability
 from s2cs.s2ds.render import Word
 from scistream.errors import InvalidArgument
 from scistream.proto import scistream_pb2 as pb
@@ -64,7 +65,7 @@ _TEXTS = st.one_of(
 # On the templates alone: what comes through the door into the types, thousands of times
 
 
-def _plan(uid: Uid, role: Role, legs: list[tuple[Endpoint, Endpoint]]) -> Plan:
+def _plan(uid: Uid, role: Role, legs: list[tuple[Endpoint, Endpoint]], psk: bool = False) -> Plan:
     return Plan(
         uid=uid,
         role=role,
@@ -78,9 +79,15 @@ def _plan(uid: Uid, role: Role, legs: list[tuple[Endpoint, Endpoint]]) -> Plan:
         places=200,
         directory=Path("/d"),
         generation=1,
+        psk=psk,
     )
 
 
+# What there is with a pre-shared key, and not with certificates.
+_KEYED = {
+    Role.PROD: [["PSKsecrets", "1/psk"]],
+    Role.CONS: [["PSKsecrets", "1/psk"], ["PSKidentity", "scistream"], ["sni", ""]],
+}
 _HARMLESS = "harmless-uid"
 _ADDRESSES = st.builds("{}:{}".format, st.ip_addresses(v=4), st.integers(1, 65535))
 
@@ -103,6 +110,11 @@ def test_a_template_prints_the_intended_directives(
     parse = PARSERS[backend.name]
     expected = parse(backend.configuration(_plan(Uid(_HARMLESS), role, [harmless]), found))
     written = parse(backend.configuration(_plan(values[0], role, [(values[1], values[2])]), found))
+    if Capability.PSK in backend.capabilities:
+        keyed = parse(backend.configuration(_plan(values[0], role, [(values[1], values[2])], psk=True), found))
+        assert [words for words in keyed if words not in written] == _KEYED[role]
+        another = _plan(Uid(_HARMLESS), role, [(values[1], values[2])], psk=True)
+        assert keyed == parse(backend.configuration(another, found))  # the uid is not in it: the key comes from it
     swap = {_HARMLESS: uid, str(harmless[0]): str(values[1]), str(harmless[1]): str(values[2])}
     swap |= {"20001": str(values[1].port), "192.0.2.2:20002": f"{values[2].ip}:{values[2].port}"}
     if backend.name != "stunnel":  # which writes IPv6 addresses without brackets

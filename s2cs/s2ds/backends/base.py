@@ -16,8 +16,8 @@ from pathlib import Path
 from signal import Signals
 from typing import ClassVar, Self
 
-from s2cs.s2ds.config import Keepalive, LocalConfig
-from s2cs.s2ds.contract import Bridge, Capability, TunnelSpec
+from s2cs.s2ds.config import WITH_PSK, Keepalive, LocalConfig
+from s2cs.s2ds.contract import Bridge, Capability, PreSharedKey, TunnelSpec
 from s2cs.s2ds.render import Word, render
 from scistream.vocabulary import Endpoint, Role, Uid, shown
 from scistream.x509 import peer_name
@@ -75,6 +75,7 @@ class Plan:
     places: int  # most connections at all, with those that have yet to prove themselves
     directory: Path
     generation: int  # the subdirectory with this configuration's key and certificates
+    psk: bool = False  # a pre-shared key instead of certificates
     as_root: bool = False  # its process is root, and nginx would change to another user by itself
     idle_s: int = IDLE_S
     handshake_s: int = HANDSHAKE_S
@@ -91,14 +92,15 @@ class Plan:
         as_root: bool,
     ) -> Self:
         """Say what carries a tunnel: listener i is inherited as descriptor 3 + i, and leads to target i."""
-        targets = bridge.targets
+        targets, psk = bridge.targets, isinstance(bridge.credentials, PreSharedKey)
+        suites = [suite for suite in config.suites if suite in WITH_PSK or not psk]
         streams = 100 + 4 * spec.num_conn
         return cls(
             uid=spec.uid,
             role=spec.role,
             legs=tuple(Leg(3 + i, listen, targets[i % len(targets)]) for i, listen in enumerate(listeners)),
             peer=Word(peer_name(spec.uid, spec.role.peer)),
-            suites=Word(":".join(config.suites)),
+            suites=Word(":".join(suites)),
             buffer_bytes=config.buffer_bytes,
             rate=spec.pace,
             workers=min(spec.num_conn, len(os.sched_getaffinity(0))),
@@ -106,6 +108,7 @@ class Plan:
             places=streams + (_strangers() if spec.role is Role.PROD else 0),
             directory=config.directory / spec.id,
             generation=generation,
+            psk=psk,
             as_root=as_root,
         )
 

@@ -1,0 +1,33 @@
+"""A bridge's credentials as the files that the templates name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+from s2cs.s2ds.contract import Bridge, PreSharedKey
+from scistream.vocabulary import Uid
+from scistream.x509 import PrivateKey, SessionCA
+
+IDENTITY = "scistream"
+"""What a peer calls a pre-shared key. It crosses the WAN in plain, so it tells nothing: the uid would tell the key."""
+
+_LEAF, _ANCHORS, _PSK = "leaf.pem", "ca.pem", "psk"
+_FOR_EVER = timedelta(days=3650)
+
+
+def credential_files(bridge: Bridge, key: PrivateKey) -> Mapping[str, bytes]:
+    """Give the files of a tunnel with a private key of its own."""
+    credentials = bridge.credentials
+    if isinstance(credentials, PreSharedKey):
+        return {_PSK: f"{IDENTITY}:{credentials.key.hex()}\n".encode(), _ANCHORS: _of_nobody()}
+    return {_LEAF: credentials.certificate.pem + key.pem, _ANCHORS: credentials.trusted_pem}
+
+
+def _of_nobody() -> bytes:
+    """Make a CA whose key is thrown away.
+
+    In TLS 1.3 a server may answer a pre-shared key with a certificate instead. A client that trusts no CA at all
+    is taken by Stunnel for one that verifies nothing; one that trusts this CA accepts no certificate that there is.
+    """
+    return SessionCA.create(Uid("nobody"), datetime.now(UTC) + _FOR_EVER).certificate.pem
