@@ -48,6 +48,7 @@ soak: $(DEV_STAMP) proxies provider prometheus ## the long runs
 
 docs: $(DEV_STAMP) ## the documentation site, into site/
 	$(PY) -m scistream.diagram
+	$(PY) -m tools.troubleshooting
 	$(VENV)/bin/mkdocs build --strict
 
 proto: $(DEV_STAMP) ## the code and the page generated from scistream.proto
