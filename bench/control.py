@@ -29,7 +29,7 @@ def measure(quick: bool, report: Report) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
         place = Place(Path(directory))
         with gateway(place.directory / "null", place.producer, module="bench.nullplane", **LIMITS) as running:
-            rows = asyncio.run(_grow(running, counts, 1.0 if quick else 4.0, report))
+            rows = asyncio.run(_grow(running, counts, 1.0 if quick else 5.0, report))
     return {"rows": rows, "slopes": per_session(rows)}
 
 

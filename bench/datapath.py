@@ -34,7 +34,12 @@ def measure(quick: bool, report: Report) -> dict[str, Any]:
         target = place.producer.address, stack.enter_context(producer(place.producer, place.directory))
         gateways = stack.enter_context(two_gateways(place, blocks=2))
         user = User(place.directory / "user", *gateways)
-        found = [ways.direct(), *ways.tunnels(user, gateways), *ways.by_hand(), *ways.rivals()]
+        ours = ways.tunnels(user, gateways)
+        if newer := ways.embedded_nginx():
+            programs = f'{{nginx = "{newer.program}"}}'
+            others = stack.enter_context(two_gateways(place.sub("newer"), S2DS__PROGRAMS=programs))
+            ours.append(ways.tunnel_through(newer, User(place.directory / "newer-user", *others), others))
+        found = [ways.direct(), *ours, *ways.by_hand(), *ways.rivals()]
         for streams in (1, 4) if quick else (1, 4, 16):
             rows += _side_by_side(found, place.sub(f"x{streams}"), target, streams, rounds, seconds, missing, report)
     return {"rows": rows, "missing": missing, "rounds": rounds, "seconds": seconds, "ratios": _ratios(rows)}

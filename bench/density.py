@@ -22,6 +22,7 @@ from bench.ways import missing_backends, usable_backends
 from s2cs.s2ds.procfs import alive
 
 Report = Callable[[str], None]
+_IDLE_S = 5.0  # in which the kernel's counters are read once
 _OPENING_S = 120.0  # then fewer sessions have to do; the row says how many there were
 LIMITS = {"LIMITS__SESSIONS": "100000", "LIMITS__CONNECTIONS": "65000", "LIMITS__CALL_RATE": "100000"}
 
@@ -43,7 +44,7 @@ def measure(quick: bool, report: Report) -> dict[str, Any]:
             blocks = counts[-1] // 100 + 1
             with gateway(place.directory / backend, place.producer, blocks=blocks, **LIMITS) as running:
                 target = f"{place.producer.address}:{port}"
-                rows += asyncio.run(_grow(running, backend, target, counts, 1.0 if quick else 3.0, report))
+                rows += asyncio.run(_grow(running, backend, target, counts, 1.0 if quick else _IDLE_S, report))
     slopes = {backend: per_session([row for row in rows if row["backend"] == backend]) for backend in plan}
     return {"rows": rows, "slopes": slopes, "missing": missing_backends()}
 

@@ -26,8 +26,7 @@ def publish(result: dict[str, Any], docs: Path = DOCS) -> list[Path]:
     """Merge a result into what is kept, and write page and plots anew; the files."""
     kept_file = docs / KEPT
     kept = json.loads(kept_file.read_text()) if kept_file.exists() else {"parts": {}}
-    for name, part in result["parts"].items():
-        kept["parts"][name] = _slim(part) | {"machine": result["machine"], "quick": result["quick"]}
+    merge(kept, result)
     kept_file.write_text(json.dumps(kept, indent=1) + "\n")
     from bench import plots  # noqa: PLC0415 - only drawing needs the extra
 
@@ -38,6 +37,15 @@ def publish(result: dict[str, Any], docs: Path = DOCS) -> list[Path]:
     pages[0].write_text(filled(pages[0].read_text(), kept["parts"]))
     pages[1].write_text(sized(pages[1].read_text(), kept["parts"]))
     return [kept_file, *pages, *drawn]
+
+
+def merge(kept: dict[str, Any], result: dict[str, Any]) -> None:
+    """Put the parts of a result in place of those that are kept; one that found nothing takes nobody's place."""
+    for name, part in result["parts"].items():
+        if part.get("rows") == [] and name in kept["parts"]:
+            print(f"{name}: nothing was measured ({part.get('missing')}); what is there stays")
+            continue
+        kept["parts"][name] = _slim(part) | {"machine": result["machine"], "quick": result["quick"]}
 
 
 def filled(text: str, parts: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from bench.gateways import RunningGateway, User
 from bench.place import Place, family
 from bench.traffic import Address
 from s2cs.s2ds.backends import BACKENDS
+from s2cs.s2ds.backends.base import Found
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,19 @@ def direct() -> Way:
 def tunnels(user: User, gateways: Sequence[RunningGateway]) -> list[Way]:
     """Our tunnels, with each backend that is here."""
     return [Way("tunnel", name, partial(_tunnel, user, gateways, name)) for name in usable_backends()]
+
+
+def embedded_nginx() -> Found | None:
+    """Find the Nginx of the `embedded` extra, where sessions get another one by themselves."""
+    backend = BACKENDS["nginx"]
+    found = [backend.find(candidate) for candidate in backend.candidates()]
+    usable = [each for each in found if not each.reason]
+    return usable[-1] if len(usable) > 1 else None
+
+
+def tunnel_through(found: Found, user: User, gateways: Sequence[RunningGateway]) -> Way:
+    """Our tunnel with the Nginx that these gateways were told to use."""
+    return Way("tunnel", f"nginx {found.version}", partial(_tunnel, user, gateways, "nginx"))
 
 
 def by_hand() -> list[Way]:

@@ -11,7 +11,7 @@ import pytest
 from bench import delayline, report
 from bench.sizing import Gateway, Inputs
 from bench.stats import line, paired, quantile, summary
-from bench.tables import TABLES
+from bench.tables import TABLES, runs
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -54,6 +54,18 @@ def test_the_page_has_a_place_for_every_table_and_is_not_stale() -> None:
 def test_a_page_without_a_place_is_said() -> None:
     with pytest.raises(ValueError, match="no markers for"):
         report.filled("nothing", json.loads((DOCS / report.KEPT).read_text())["parts"])
+
+
+def test_a_part_that_found_nothing_takes_nobodys_place(capsys: pytest.CaptureFixture[str]) -> None:
+    kept = json.loads((DOCS / report.KEPT).read_text())
+    wan, machine = kept["parts"]["wan"], {"date": "now", "commit": "abc"}
+    found = {"rows": [{"sessions": 1, "samples": [1]}], "load_before": 0.0, "took_s": 1.0}
+    parts = {"wan": {"rows": [], "missing": {"wan": "needs root"}}, "control": found}
+    report.merge(kept, {"parts": parts, "machine": machine, "quick": True})
+    assert kept["parts"]["wan"] is wan
+    assert "needs root" in capsys.readouterr().out
+    assert kept["parts"]["control"] == found | {"rows": [{"sessions": 1}], "machine": machine, "quick": True}
+    assert "| control | now | abc | 0.0 | 1 s | `--quick`: more noise |" in runs(kept["parts"])
 
 
 def test_the_sizes_of_a_gateway_follow_from_what_was_measured() -> None:
