@@ -164,7 +164,7 @@ class Settings(Table):
     @model_validator(mode="after")
     def _suites_for_psk(self) -> Settings:
         if self.compat.psk and self.s2ds.ciphers and not set(self.s2ds.ciphers) & set(WITH_PSK):
-            raise ValueError(f"[compat] psk needs one of the [s2ds] ciphers {', '.join(WITH_PSK)}")
+            raise ValueError(f"[compat] psk fits none of the [s2ds] ciphers; add {' or '.join(WITH_PSK)}")
         return self
 
 

@@ -53,5 +53,5 @@ def test_a_secret_is_read_without_its_line_end(tmp_path: Path) -> None:
 def test_suites_that_no_key_fits(tmp_path: Path) -> None:
     file = tmp_path / "s2cs.toml"
     file.write_text("[s2ds]\nciphers = ['TLS_AES_256_GCM_SHA384']\n[compat]\npsk = true\n")
-    with pytest.raises(SettingsError, match="psk needs one of"):
+    with pytest.raises(SettingsError, match="psk fits none of"):
         load(file, {})
