@@ -32,7 +32,9 @@ def check_request(settings: Settings, user: Owner, request: Request) -> None:
         raise InvalidArgument(f"num_conn {request.num_conn} is not in 1-65535")
     decide(settings, user, Lease(request.lease_s)).require()
     if request.protocol != "tcp":
-        raise InvalidArgument(f"protocol {shown(request.protocol)} is not served here, since no proxy encrypts it; use tcp")
+        raise InvalidArgument(
+            f"protocol {shown(request.protocol)} is not served here, since no proxy encrypts it; use tcp"
+        )
     if len(request.hello_key_sha256) not in (0, 32):
         raise InvalidArgument(f"hello_key_sha256 has {len(request.hello_key_sha256)} bytes; a SHA-256 has 32")
     for name, text in (("producer", request.producer), ("consumer", request.consumer)):
