@@ -68,6 +68,14 @@ async def hello(
         role: the application's side.
         listeners: where ProdApp listens; ConsApp has none.
         timeout: seconds.
+
+    Returns:
+        The message AppResponse of the protocol: for ConsApp, where to connect to.
+
+    Raises:
+        NotFound: no such session, or not this one's key.
+        FailedPrecondition: the session has ended, or leads to other addresses already.
+        Unavailable: the gateway does not answer.
     """
     async with GatewayClient(gateway, timeout) as client:
         return await client.hello(pb.Hello(uid=uid, role=role, prod_listeners=map(str, listeners)))

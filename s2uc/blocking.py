@@ -100,15 +100,37 @@ class Session:
         return self._session.keys
 
     def status(self) -> list[pb.SessionInfo | None]:
-        """Ask both gateways, producer's first, how it is; None where it is unknown."""
+        """Ask both gateways how it is.
+
+        Returns:
+            The protocol's SessionInfo of the producer's gateway, and of the consumer's; None where it is unknown.
+
+        Raises:
+            NotFound: neither knows it.
+            Unavailable: one does not answer.
+        """
         return wait_for(self._session.status())
 
     def renew(self, lease_s: int = 0) -> None:
-        """Make it live longer: `lease_s` seconds from now, 0 is the gateways' default."""
+        """Make it live longer, at both gateways; running streams notice nothing.
+
+        Args:
+            lease_s: seconds from now; 0 is the gateways' default.
+
+        Raises:
+            InvalidArgument: longer than a gateway allows.
+            FailedPrecondition: it is not open.
+            NotFound: it has ended.
+            Unavailable: a gateway does not answer; try again.
+        """
         wait_for(self._session.renew(lease_s))
 
     def release(self) -> None:
-        """Give everything back on both sides. Releasing again is harmless."""
+        """Give everything back on both sides. Releasing again is harmless.
+
+        Raises:
+            Unavailable: a gateway does not answer; release again, or the end of the lease does it there.
+        """
         wait_for(self._session.release())
 
     def as_dict(self) -> dict[str, Any]:

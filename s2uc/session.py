@@ -100,15 +100,37 @@ class Session:
         return self.consumer.listeners
 
     async def status(self) -> list[pb.SessionInfo | None]:
-        """Ask both gateways, producer's first, how it is; None where it is unknown."""
+        """Ask both gateways how it is.
+
+        Returns:
+            The protocol's SessionInfo of the producer's gateway, and of the consumer's; None where it is unknown.
+
+        Raises:
+            NotFound: neither knows it.
+            Unavailable: one does not answer.
+        """
         return await life.status(self.uid, self._gateways())
 
     async def renew(self, lease_s: int = 0) -> None:
-        """Make it live longer: `lease_s` seconds from now, 0 is the gateways' default."""
+        """Make it live longer, at both gateways; running streams notice nothing.
+
+        Args:
+            lease_s: seconds from now; 0 is the gateways' default.
+
+        Raises:
+            InvalidArgument: longer than a gateway allows.
+            FailedPrecondition: it is not open.
+            NotFound: it has ended.
+            Unavailable: a gateway does not answer; try again.
+        """
         self.expires_at = await life.renew(self.uid, self._gateways(), lease_s)
 
     async def release(self) -> None:
-        """Give everything back on both sides. Releasing again is harmless."""
+        """Give everything back on both sides. Releasing again is harmless.
+
+        Raises:
+            Unavailable: a gateway does not answer; release again, or the end of the lease does it there.
+        """
         await life.release(self.uid, self._gateways())
         self.state = State.RELEASED
 
@@ -171,7 +193,16 @@ async def request(
         on_step: called with each step as it happens.
 
     Raises:
-        ScistreamError: what failed, in one sentence; nothing is left of the session then.
+        InvalidArgument: a value that cannot be right; nothing was asked for.
+        Unauthenticated: a gateway does not take the credentials.
+        PermissionDenied: a gateway does not allow it to this user.
+        ResourceExhausted: a gateway has no room for it.
+        AlreadyExists: the uid is in use with other content.
+        FailedPrecondition: a gateway is not set up for it.
+        Unavailable: a gateway cannot be reached, or its proxy does not start.
+        DeadlineExceeded: a gateway or the producer did not answer in time.
+
+    Whatever fails, nothing is left of the session at either gateway.
     """
     endpoints = parse_endpoints(map(str, prod_listeners))
     terms = Terms(

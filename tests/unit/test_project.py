@@ -12,6 +12,7 @@ from typing import Any
 import click
 import pytest
 
+import s2uc
 from s2cs.cli import cli as s2cs_cli
 from s2cs.identity.settings import Certificates, Introspection, Oidc
 from s2cs.s2ds.backends import BACKENDS
@@ -156,10 +157,13 @@ def test_pages_link_to_what_exists() -> None:
 
 
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
-    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     subprocess.run(command, cwd=ROOT, check=True)
     assert (tmp_path / "site/protocol.html").exists()
+    reference = (tmp_path / "site/api/s2uc.html").read_text()
+    for name in {*s2uc.__all__} - {"aio", "login", "GatewayClient", "Ticket"}:
+        assert re.search(rf'id="(s2uc|scistream)[\w.]*\.{name}"', reference), f"{name} is not in the API reference"
 
 
 # Make, CI and set-up
