@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from s2cs.audit.log import Audit
-from s2cs.auth import Caller, KeyHolder
+from s2cs.auth import Caller
 from s2cs.logs import about
 from s2cs.s2ds.contract import BackendInfo, Capability, PreSharedKey
 from s2cs.tables import Table
@@ -128,8 +128,6 @@ class OldClients:
                 f"session {uid} needs credentials for the WAN leg; send a certificate for the csr of req's answer "
                 "and its trust_anchor, as s2uc does; for clients that know of none the operator sets [compat] psk"
             )
-        if session.proof.certificate:
-            raise FailedPrecondition(f"session {uid} is open with certificates; send some, or release it")
         if not any(each.name == backend and Capability.PSK in each.capabilities for each in backends):
             raise FailedPrecondition(
                 f"session {uid} is on backend {backend}, which cannot do the pre-shared keys of clients without "
@@ -156,11 +154,11 @@ class OldClients:
         log.warning("session %s: old client: %s: %s", session.uid, old, weaker, extra=about(session))
         self._audit.write("compat", session=session, use=old, reason=weaker)
 
-    def of_caller(self, old: Old, caller: Caller | KeyHolder, peer: str) -> None:
+    def of_caller(self, old: Old, caller: Caller, peer: str) -> None:
         """Note how somebody proved who it is, or did not: counted at each call, recorded once for each address."""
         self.counts[old] += 1
         host = peer.rpartition(":")[0]
-        key = (old, caller.id if isinstance(caller, Caller) else "", host)
+        key = (old, caller.id, host)
         if key in self._known:
             return
         if len(self._known) >= _MOST_KNOWN:

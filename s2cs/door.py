@@ -122,7 +122,7 @@ class Door(grpc.aio.ServerInterceptor):
             raise
         if isinstance(caller, Caller) and caller.method == WITHOUT_TOKEN:
             self._old_clients.of_caller(Old.NO_TOKEN, caller, address(context.peer()))
-        elif bearer(authorization) and is_bare(authorization):
+        elif isinstance(caller, Caller) and bearer(authorization) and is_bare(authorization):
             self._old_clients.of_caller(Old.BARE_TOKEN, caller, address(context.peer()))
         if isinstance(caller, Caller):
             visit.good()

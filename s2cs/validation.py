@@ -76,15 +76,13 @@ def check_proof(session: Session, proof: Proof) -> None:
     """See that credentials are for this session's own key, name and role, and valid now.
 
     Raises:
-        FailedPrecondition: only one of the two is there, or the session is open without any.
+        FailedPrecondition: only one of the two is there.
         InvalidArgument: they are not.
     """
     if not (proof.certificate and proof.trust_anchor):
         raise FailedPrecondition(
             f"session {session.uid} needs both a certificate for the csr of req's answer and its trust_anchor"
         )
-    if session.targets and not session.proof.certificate:
-        raise FailedPrecondition(f"session {session.uid} is open without credentials; release it, and make a new one")
     key = x509.load_der_x509_csr(session.csr).public_key()
     assert isinstance(key, ec.EllipticCurvePublicKey)
     credentials(proof).check(session.uid, session.role, key, datetime.now(UTC))

@@ -411,7 +411,10 @@ def _absorb_update(session: Session, event: Update, state: State) -> Session:
     if session.state in (S.STARTING, S.RECOVERING):
         raise _refusal(session, event)
     proof = event.proof
-    if proof.trust_anchor == known.other_anchor:
+    if session.targets and bool(proof.certificate) is not bool(known.certificate):
+        how = "with certificates" if known.certificate else "without credentials"
+        raise FailedPrecondition(f"session {session.uid} is open {how}, and stays so; release it, and make a new one")
+    if proof.certificate and proof.trust_anchor == known.other_anchor:
         # The other side may still show a certificate of the anchor before; it is valid for the old lease only.
         proof = replace(proof, other_anchor=known.trust_anchor)
     before = _route(session) if session.state is S.ACTIVE else None

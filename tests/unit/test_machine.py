@@ -217,6 +217,17 @@ def test_another_update_needs_a_running_proxy(other: Update) -> None:
             step(at(state), other, T0)
 
 
+@pytest.mark.parametrize(("first", "then"), [(PROOF, Proof()), (Proof(), PROOF)])
+def test_an_open_way_keeps_to_credentials_or_to_none(first: Proof, then: Proof) -> None:
+    opened, effects = step(at(State.ANNOUNCED), Update(APPS, first), T0)
+    assert (opened.proof, effects) == (first, (Effect.START,))
+    opened = after(Started(), session=opened)
+    with pytest.raises(FailedPrecondition, match="and stays so; release it"):
+        step(opened, Update(APPS, then), T0)
+    moved, effects = step(opened, Update(APPS[:1], first), T0)
+    assert (moved.proof, effects) == (first, (Effect.UPDATE,))
+
+
 def test_an_update_that_the_data_server_refuses_leaves_what_was_and_can_be_tried_again() -> None:
     other = Update(APPS[:1], OTHER)
     session = after(other, Kept(), session=at(State.ACTIVE))
