@@ -21,7 +21,7 @@ from scistream.wire import grpc
 from tests.support.gateways import GatewayProcess, gateway
 from tests.support.ports import port_block
 
-DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+DOCS = Path(__file__).parents[2] / "docs" / "operator" / "watching.md"
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +121,7 @@ def test_no_label_names_anybody(served: tuple[GatewayProcess, str]) -> None:
         "role",
         "side",
         "state",
+        "use",
         "version",
     }
     assert uid not in text
