@@ -21,6 +21,7 @@ from s2cs.policy.decision import hidden_rules
 from s2cs.s2ds import confinement, landlock
 from s2cs.s2ds.contract import Capability
 from s2cs.s2ds.local import LocalDataServer
+from s2cs.s2ds.router import DIRECTORY, RELAY
 from s2cs.server import local_config, read_certificate, running_pid
 from s2cs.settings import Settings
 from scistream.errors import ScistreamError
@@ -137,6 +138,8 @@ def _own_ports(settings: Settings) -> Iterator[tuple[str, Endpoint]]:
         yield "control port", endpoint
     for endpoint in settings.metrics.listen:
         yield "metrics port", endpoint
+    if settings.network.wan_port:
+        yield "WAN port", Endpoint(settings.network.wan, settings.network.wan_port)
 
 
 def _listeners(settings: Settings) -> Iterator[Finding]:
@@ -146,8 +149,11 @@ def _listeners(settings: Settings) -> Iterator[Finding]:
             yield Finding(True, f"{what} {endpoint} is free")
         elif error.errno == errno.EADDRINUSE and running_pid(settings) is not None:
             yield Finding(True, f"{what} {endpoint} is in use; this gateway is running")
+        elif error.errno == errno.EADDRINUSE and what == "WAN port" and (runtime.place(settings) / DIRECTORY).exists():
+            yield Finding(True, f"{what} {endpoint} is in use; streams of this gateway go on")
         else:
-            yield Finding(False, f"{what} {endpoint} cannot be used: {error.strerror}; change listen")
+            key = "wan_port" if what == "WAN port" else "listen"
+            yield Finding(False, f"{what} {endpoint} cannot be used: {error.strerror}; change {key}")
 
 
 def _ports(settings: Settings) -> Iterator[Finding]:
@@ -185,6 +191,7 @@ def _proxies(settings: Settings) -> Iterator[Finding]:
                 yield Finding(True, f"backend {backend.name} {backend.version}: {backend.caution}", warning=True)
         else:
             needed = wanted == backend.name or (wanted == "auto" and not usable)
+            needed |= backend.name == RELAY and settings.network.wan_port > 0
             yield Finding(not needed, f"backend {backend.name}: {backend.reason}", warning=not needed)
 
 

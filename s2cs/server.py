@@ -215,6 +215,7 @@ def local_config(settings: Settings, directory: Path) -> LocalConfig:
         lan=Interface(network.lan, network.lan_advertise or network.lan),
         wan=Interface(network.wan, network.wan_advertise or network.wan),
         ports=network.ports,
+        wan_port=network.wan_port,
         backend=s2ds.backend,
         launcher=s2ds.launcher,
         user=s2ds.user,

@@ -56,6 +56,7 @@ class NetworkSettings(Table):
     lan_advertise: str = ""  # what others are told instead, behind address translation
     wan_advertise: str = ""
     ports: Ports = PortRange(30000, 30999)
+    wan_port: Annotated[int, Field(ge=0, le=65535)] = 0  # one for all sessions; 0: one of `ports` for each connection
     bandwidth: Annotated[Rate, read_by(Rate.parse)] = Rate()  # that one connection is to reach; 0: what the WAN has
     rtt: Annotated[float, read_by(parse_round_trip)] = 0.05  # seconds, to the other facility
 
@@ -165,6 +166,12 @@ class Settings(Table):
     def _suites_for_psk(self) -> Settings:
         if self.compat.psk and self.s2ds.ciphers and not set(self.s2ds.ciphers) & set(WITH_PSK):
             raise ValueError(f"[compat] psk fits none of the [s2ds] ciphers; add {' or '.join(WITH_PSK)}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_port_for_certificates(self) -> Settings:
+        if self.compat.psk and self.network.wan_port:
+            raise ValueError("[network] wan_port tells sessions apart by certificates, which [compat] psk is without")
         return self
 
 

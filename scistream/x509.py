@@ -7,6 +7,7 @@ proxies look in different places: as a DNS name in the subjectAltName, and as CN
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -42,6 +43,21 @@ def peer_name(uid: Uid, role: Role) -> str:
     return f"{role.lower()}.{uid}.scistream.internal"
 
 
+def way_name(anchor: Certificate, uid: Uid, number: int) -> str:
+    """Name one of a session's connections, as the consumer's gateway asks for it on the WAN (a DNS name).
+
+    A gateway with one WAN port for all tells sessions apart by it: the uid alone may be another user's as well.
+    """
+    digest = hashlib.sha256(anchor.der).hexdigest()[:24]
+    return f"{number}-{digest}.{peer_name(uid, Role.PROD)}"
+
+
+def _names(uid: Uid, role: Role) -> list[x509.GeneralName]:
+    """All that a session's certificate is for; on the producer's side each of its connections, see `way_name`."""
+    name = peer_name(uid, role)
+    return [x509.DNSName(name), *([x509.DNSName(f"*.{name}")] if role is Role.PROD else [])]
+
+
 def _session_subject(uid: Uid, role: Role) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, role), x509.NameAttribute(NameOID.USER_ID, uid)])
 
@@ -63,6 +79,18 @@ class Certificate:
             return cls(x509.load_der_x509_certificate(der))
         except UNREADABLE:
             raise InvalidArgument("the bytes given as a certificate are not one in DER") from None
+
+    @classmethod
+    def all_from_pem(cls, pem: bytes) -> tuple[Self, ...]:
+        """Read the certificates of a file.
+
+        Raises:
+            InvalidArgument: there is none, or one that cannot be read.
+        """
+        try:
+            return tuple(map(cls, x509.load_pem_x509_certificates(pem)))
+        except UNREADABLE:
+            raise InvalidArgument("the bytes given as certificates are not some in PEM") from None
 
     @property
     def der(self) -> bytes:
@@ -129,9 +157,14 @@ class Credentials:
     other_anchor: Certificate | None = None  # trusted too, while the session's credentials are renewed
 
     @property
+    def anchors(self) -> tuple[Certificate, ...]:
+        """All that a peer's certificate may be from."""
+        return (self.trust_anchor, self.other_anchor) if self.other_anchor else (self.trust_anchor,)
+
+    @property
     def trusted_pem(self) -> bytes:
-        """All that a peer's certificate may be from, in PEM."""
-        return self.trust_anchor.pem + (self.other_anchor.pem if self.other_anchor else b"")
+        """The same in PEM."""
+        return b"".join(anchor.pem for anchor in self.anchors)
 
     def check(self, uid: Uid, role: Role, public_key: ec.EllipticCurvePublicKey, now: datetime) -> None:
         """Refuse credentials that would not work, before a proxy finds out.
@@ -156,7 +189,7 @@ class Credentials:
             raise InvalidArgument("the certificate was not issued by the trust anchor sent with it") from None
         if not basic.ca:
             raise InvalidArgument("the trust anchor is not a CA certificate")
-        if list(names) != [x509.DNSName(peer_name(uid, role))] or list(usage) != [_USAGE[role]]:
+        if list(names) != _names(uid, role) or list(usage) != [_USAGE[role]]:
             raise InvalidArgument(f"the certificate does not name the {role} side of session {uid} and only that")
         if subject != _session_subject(uid, role):
             raise InvalidArgument(f"the certificate's subject is not CN={role}, UID={uid}")
@@ -201,7 +234,7 @@ class SessionCA:
             raise InvalidArgument("the certificate request is not for an elliptic-curve key")
         anchor = self.certificate.x509
         builder = _builder(_session_subject(self.uid, role), anchor.subject, public_key, anchor, not_after)
-        names = x509.SubjectAlternativeName([x509.DNSName(peer_name(self.uid, role))])
+        names = x509.SubjectAlternativeName(_names(self.uid, role))
         leaf = (
             builder.add_extension(names, critical=False)
             .add_extension(x509.ExtendedKeyUsage([_USAGE[role]]), critical=True)

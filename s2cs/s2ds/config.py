@@ -11,7 +11,7 @@ from pathlib import Path
 
 from s2cs.s2ds.render import printed
 from scistream.errors import InvalidArgument
-from scistream.vocabulary import Endpoint, PortRange, shown
+from scistream.vocabulary import Endpoint, PortRange, Role, shown
 
 CIPHERS = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
 WITH_PSK = ("TLS_AES_128_GCM_SHA256", "TLS_CHACHA20_POLY1305_SHA256")  # whose hash is that of pre-shared keys
@@ -37,6 +37,7 @@ class Interface:
 
     bind: str
     advertise: str = ""
+    port: int = 0  # that all listeners are reached by; 0: each by its own
 
     def __post_init__(self) -> None:
         try:
@@ -68,6 +69,7 @@ class LocalConfig:
     lan: Interface
     wan: Interface
     ports: PortRange
+    wan_port: int = 0  # one for all sessions, by way of the router; 0: a port of the range for each connection
     backend: str = "auto"
     launcher: str = "process"
     user: str = ""  # whom proxies run as; empty: see `confinement.choose`
@@ -95,6 +97,12 @@ class LocalConfig:
                 f"directory {shown(str(self.directory))} cannot be written into a proxy's configuration; "
                 "use one without quotes, braces, dollars, semicolons and control characters"
             ) from None
+
+    def interface(self, role: Role, wan_port: int) -> Interface:
+        """Say where a tunnel listens: the producer's side in the WAN, or on loopback behind the one WAN port."""
+        if role is Role.CONS:
+            return self.lan
+        return Interface("127.0.0.1", self.wan.advertise, wan_port) if wan_port else self.wan
 
     @property
     def suites(self) -> tuple[str, ...]:

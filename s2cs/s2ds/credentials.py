@@ -12,7 +12,10 @@ from scistream.x509 import PrivateKey, SessionCA
 IDENTITY = "scistream"
 """What a peer calls a pre-shared key. It crosses the WAN in plain, so it tells nothing: the uid would tell the key."""
 
-_LEAF, _ANCHORS, _PSK = "leaf.pem", "ca.pem", "psk"
+ANCHORS = "ca.pem"
+"""What a peer's certificate may be from."""
+
+_LEAF, _PSK = "leaf.pem", "psk"
 _FOR_EVER = timedelta(days=3650)
 
 
@@ -20,8 +23,8 @@ def credential_files(bridge: Bridge, key: PrivateKey) -> Mapping[str, bytes]:
     """Give the files of a tunnel with a private key of its own."""
     credentials = bridge.credentials
     if isinstance(credentials, PreSharedKey):
-        return {_PSK: f"{IDENTITY}:{credentials.key.hex()}\n".encode(), _ANCHORS: _of_nobody()}
-    return {_LEAF: credentials.certificate.pem + key.pem, _ANCHORS: credentials.trusted_pem}
+        return {_PSK: f"{IDENTITY}:{credentials.key.hex()}\n".encode(), ANCHORS: _of_nobody()}
+    return {_LEAF: credentials.certificate.pem + key.pem, ANCHORS: credentials.trusted_pem}
 
 
 def _of_nobody() -> bytes:

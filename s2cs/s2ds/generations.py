@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Self
 
 from s2cs.s2ds.confinement import RUN, Confinement
+from s2cs.s2ds.credentials import ANCHORS
 from s2cs.s2ds.files import make, room, show, write
+from scistream.x509 import Certificate
 
 _NEXT = "next"  # a configuration that is being judged
 
@@ -78,6 +80,15 @@ class Generations:
             self.discard(self._written)
             raise
         return self._written
+
+    def anchors(self) -> tuple[Certificate, ...]:
+        """Read what a peer's certificate may be from, of the generation in force.
+
+        Raises:
+            OSError: there is none.
+            InvalidArgument: it cannot be read.
+        """
+        return Certificate.all_from_pem((self._directory / str(self.in_force) / ANCHORS).read_bytes())
 
     def stage(self, number: int) -> Path:
         """Put a generation's configuration where the proxy finds the files that it names."""

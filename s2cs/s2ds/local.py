@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from signal import Signals
@@ -27,6 +27,7 @@ from s2cs.s2ds.place import hold
 from s2cs.s2ds.ports import Listeners, too_few
 from s2cs.s2ds.proxy import handles
 from s2cs.s2ds.record import Record
+from s2cs.s2ds.router import DIRECTORY, Router
 from s2cs.s2ds.runner import Means
 from s2cs.s2ds.tunnel import Tunnel
 from scistream.errors import (
@@ -64,6 +65,7 @@ class LocalDataServer:
         self._lock: int | None = None
         self._background: list[asyncio.Task[None]] = []
         self._confinement: Confinement | None = None
+        self._router: Router | None = None  # where there is one WAN port for all
 
     async def open(self) -> None:
         """Make the directory, and take up the tunnels that an earlier server left there.
@@ -77,8 +79,13 @@ class LocalDataServer:
             log.warning("%s", self._confinement.caution)
         self._lock = hold(self._config.directory, self._confined)
         await asyncio.to_thread(self.backends)  # looks at the proxies once, before anyone waits for it
-        left = [path for path in self._config.directory.iterdir() if path.is_dir()]
+        left = [path for path in self._config.directory.iterdir() if path.is_dir() and path.name != DIRECTORY]
         await asyncio.gather(*(self._adopt(path) for path in left))
+        if self._config.wan_port:
+            self._router = Router(Means(self._config, self._launcher, self._confined))
+            await self._router.open({tunnel.spec.id: tunnel.ways() for tunnel in self._tunnels.values()})
+        elif (self._config.directory / DIRECTORY).exists():
+            await self._clear(self._config.directory / DIRECTORY)
         self._background = [asyncio.create_task(self._tidy()), asyncio.create_task(self._count())]
 
     async def _tidy(self) -> None:
@@ -86,6 +93,8 @@ class LocalDataServer:
             await asyncio.sleep(TIDY_S)
             for tunnel in list(self._tunnels.values()):
                 tunnel.bound_logs()
+            if self._router is not None:
+                self._router.bound_log()
 
     async def _count(self) -> None:
         while True:
@@ -94,7 +103,7 @@ class LocalDataServer:
 
     def configure(self, config: LocalConfig) -> None:
         """Take other settings for the tunnels to come; what belongs to this server as a whole stays as it is."""
-        names = ("directory", "lan", "wan", "ports", "launcher", "user")
+        names = ("directory", "lan", "wan", "wan_port", "ports", "launcher", "user")
         fixed = {name: getattr(self._config, name) for name in names}
         self._config = replace(config, **fixed)
 
@@ -105,6 +114,8 @@ class LocalDataServer:
             Unavailable: a tunnel could not be ended; the server that opens the directory next has it.
         """
         ends = await asyncio.gather(*(self.stop(id) for id in list(self._tunnels)), return_exceptions=True)
+        if self._router is not None:
+            await self._router.close()
         self.let_go()
         for fault in ends:
             if isinstance(fault, BaseException):
@@ -117,6 +128,8 @@ class LocalDataServer:
         for tunnel in self._tunnels.values():
             tunnel.release_hold()
         self._tunnels.clear()
+        if self._router is not None:
+            self._router.let_go()
         self._events.end()
         if self._lock is not None:
             os.close(self._lock)
@@ -133,11 +146,12 @@ class LocalDataServer:
         if spec.num_conn < 1:
             raise InvalidArgument(f"num_conn {spec.num_conn} is not a number of connections; use 1 or more")
         backend, found = self._choose(spec)
-        interface, free = self._interface(spec.role), self.free_ports(spec.role)
+        wan_port = self._config.wan_port if spec.role is Role.PROD else 0
+        interface, free = self._config.interface(spec.role, wan_port), self.free_ports(spec.role)
         if spec.num_conn > free:
             raise too_few(spec.num_conn, free, self._config.ports, interface)
         listeners = Listeners.bind(interface, self._config.ports, spec.num_conn)
-        record = Record(spec, backend.name, listeners.ports, PrivateKey.generate())
+        record = Record(spec, backend.name, listeners.ports, PrivateKey.generate(), wan_port)
         directory = self._config.directory / spec.id
         try:
             with room(directory):
@@ -151,11 +165,18 @@ class LocalDataServer:
 
     async def start(self, id: str, bridge: Bridge) -> None:
         """Open the way; return when connections are served."""
-        await self._tunnel(id).start(bridge)
+        tunnel = self._tunnel(id)
+        await tunnel.start(bridge)
+        await self._lead(tunnel)
 
     async def update(self, id: str, bridge: Bridge) -> None:
         """Lead new connections elsewhere or with new credentials; running streams go on untouched."""
-        await self._tunnel(id).update(bridge)
+        tunnel = self._tunnel(id)
+        await self._lead(tunnel, {**tunnel.ways(), **tunnel.ways(bridge)})  # nobody is refused meanwhile
+        try:
+            await tunnel.update(bridge)
+        finally:
+            await self._lead(tunnel)
 
     async def stop(self, id: str, cut: bool = False) -> Traffic | None:
         """End the tunnel and give everything back; say what it has moved. Unknown ids are no error."""
@@ -166,6 +187,7 @@ class LocalDataServer:
         finally:
             if tunnel.ended:
                 self._tunnels.pop(id, None)
+                await self._lead(tunnel, {})
 
     async def list(self, *ids: str) -> tuple[TunnelStatus, ...]:
         """All tunnels there are, or those there are of these ids."""
@@ -188,13 +210,15 @@ class LocalDataServer:
 
     def free_ports(self, role: Role) -> int:
         """How many listeners could still be reserved for a role, if no other program uses the range."""
-        bind = self._interface(role).bind
-        roles = [each for each in Role if self._interface(each).bind == bind]
+        own = {each: self._config.interface(each, self._config.wan_port).bind for each in Role}
+        roles = [each for each in Role if own[each] == own[role]]
         held = sum(tunnel.spec.num_conn for tunnel in self._tunnels.values() if tunnel.spec.role in roles)
         return max(0, len(self._config.ports) - held)
 
-    def _interface(self, role: Role) -> Interface:
-        return self._config.wan if role is Role.PROD else self._config.lan
+    async def _lead(self, tunnel: Tunnel, ways: Mapping[str, int] | None = None) -> None:
+        """Let the relay of one WAN port, where there is one, know the names of a tunnel: those that are in force."""
+        if self._router is not None:
+            await self._router.lead(tunnel.spec.id, tunnel.ways() if ways is None else ways)
 
     @property
     def _confined(self) -> Confinement:
@@ -240,7 +264,12 @@ class LocalDataServer:
             record = Record.load(directory)
             backend = BACKENDS[record.backend]
             holders = self._holders(directory)
-            listeners = Listeners.regain(self._interface(record.spec.role), record.ports, holders)
+            if record.wan_port not in (0, self._config.wan_port):
+                raise FailedPrecondition(
+                    f"it was reached by WAN port {record.wan_port}, which [network] wan_port is not now"
+                )
+            interface = self._config.interface(record.spec.role, record.wan_port)
+            listeners = Listeners.regain(interface, record.ports, holders)
         except (ScistreamError, KeyError) as error:
             log.warning("%s is cleared away: %s", directory, error)
             await self._clear(directory)

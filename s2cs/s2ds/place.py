@@ -10,9 +10,10 @@ from pathlib import Path
 
 from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.confinement import Confinement
+from s2cs.s2ds.router import FILES
 from scistream.errors import FailedPrecondition
 
-_CONFIGS = "|".join(re.escape(backend.config) for backend in BACKENDS.values())
+_CONFIGS = "|".join(map(re.escape, (*(backend.config for backend in BACKENDS.values()), *FILES)))
 _OF_A_TUNNEL = re.compile(
     rf"\d+|run|next|key\.pem|tunnel\.json|traffic\.(json|new)|(proxy|check)-\d+\.(log|handle)|{_CONFIGS}"
 )

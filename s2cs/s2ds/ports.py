@@ -24,11 +24,11 @@ class Listeners:
 
     def __init__(self, interface: Interface, sockets: tuple[socket.socket, ...], ports: tuple[int, ...] = ()) -> None:
         """Hold sockets; or none, of ports that a living proxy has and does not give away."""
-        self._interface = interface
+        self.interface = interface
         self.sockets = sockets
         self.ports = ports or tuple(s.getsockname()[1] for s in sockets)
         self.bound = tuple(Endpoint(interface.bind, port) for port in self.ports)
-        self.advertised = tuple(Endpoint(interface.advertise, port) for port in self.ports)
+        self.advertised = tuple(Endpoint(interface.advertise, interface.port or port) for port in self.ports)
 
     @property
     def inodes(self) -> frozenset[int]:
@@ -94,10 +94,10 @@ class Listeners:
             return
         bound: list[socket.socket] = []
         for port in self.ports:
-            if (taken := _bind(self._interface, port)) is None:
+            if (taken := _bind(self.interface, port)) is None:
                 for each in bound:
                     each.close()
-                where = Endpoint(self._interface.bind, port)
+                where = Endpoint(self.interface.bind, port)
                 raise Unavailable(f"another program has taken {where} meanwhile; keep the port range for S2DS")
             bound.append(taken)
         self.sockets = tuple(bound)

@@ -27,6 +27,7 @@ class Record:
     backend: str
     ports: tuple[int, ...]
     key: PrivateKey
+    wan_port: int = 0  # that the producer's side is reached by, behind the router; 0: by its own ports
 
     def check(self, bridge: Bridge) -> None:
         """See that a bridge is for this tunnel.
@@ -58,6 +59,7 @@ class Record:
             "rate": spec.rate.bytes_per_s,
             "backend": self.backend,
             "ports": self.ports,
+            "wan_port": self.wan_port,
         }
         make(directory)
         entrust(directory, confinement)
@@ -76,6 +78,6 @@ class Record:
             rate = Rate(body["rate"])
             spec = TunnelSpec(body["id"], Uid(body["uid"]), Role(body["role"]), body["num_conn"], body["backend"], rate)
             key = PrivateKey.from_pem((directory / _KEY).read_bytes())
-            return cls(spec, body["backend"], tuple(map(int, body["ports"])), key)
+            return cls(spec, body["backend"], tuple(map(int, body["ports"])), key, int(body["wan_port"]))
         except (OSError, ValueError, KeyError, TypeError, ScistreamError) as error:
             raise InvalidArgument(f"{directory} holds no tunnel that could be taken up: {error}") from None

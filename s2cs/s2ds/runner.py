@@ -84,7 +84,7 @@ class Runner:
             Unavailable: it does not come up; the message ends with its last words.
         """
         config, spec = self._means.config, self._record.spec
-        to_the_wan = spec.role is Role.PROD  # data comes from the producer
+        to_the_wan = spec.role is Role.PROD and not self._record.wan_port  # data comes from the producer
         self._listeners.listen(spec.pace, send_buffer(config.in_flight) if to_the_wan else 0)
         self._launched += 1
         command = self._backend.command(self._found.program, self.files.config)

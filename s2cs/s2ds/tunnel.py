@@ -7,11 +7,22 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import replace
 from signal import Signals
 
 from s2cs.s2ds import procfs
 from s2cs.s2ds.backends.base import Backend, Found, Reload
-from s2cs.s2ds.contract import Bridge, Capability, Change, PreSharedKey, Traffic, TunnelEvent, TunnelState, TunnelStatus
+from s2cs.s2ds.contract import (
+    Bridge,
+    Capability,
+    Change,
+    Leg,
+    PreSharedKey,
+    Traffic,
+    TunnelEvent,
+    TunnelState,
+    TunnelStatus,
+)
 from s2cs.s2ds.logs import last_words
 from s2cs.s2ds.meter import Group, Ledger, Live, Look, Meter
 from s2cs.s2ds.pacing import pace_opened
@@ -20,6 +31,7 @@ from s2cs.s2ds.proxy import Proxy, until_released, until_serving
 from s2cs.s2ds.record import Record
 from s2cs.s2ds.runner import Means, Runner
 from scistream.errors import FailedPrecondition, ScistreamError, Unavailable
+from scistream.x509 import way_name
 
 _LAST_LOOKS_S = 0.2  # between looks at the kernel's counters while a tunnel is stopped
 
@@ -77,8 +89,20 @@ class Tunnel:
             reason=self._reason,
             tls_version=self._ledger.tls[0],
             tls_cipher=self._ledger.tls[1],
-            traffic=self._meter.traffic,
+            traffic=self._traffic,
         )
+
+    def ways(self, bridge: Bridge | None = None) -> dict[str, int]:
+        """Say by which names the relay of one WAN port leads here: with a bridge to come, or that in force."""
+        files = self._runner.files
+        if not self._record.wan_port or self._stopping or not (bridge or files.in_force):
+            return {}
+        credentials = bridge.credentials if bridge else None
+        if isinstance(credentials, PreSharedKey):
+            return {}  # it names no session, and is refused before it comes here
+        anchors = credentials.anchors if credentials else files.anchors()
+        numbered = list(enumerate(self.listeners.ports))
+        return {way_name(anchor, self.spec.uid, number): port for anchor in anchors for number, port in numbered}
 
     def look(self) -> Look:
         """Begin a look at the kernel's counters: of these proxies; give `measured` what it says."""
@@ -179,7 +203,13 @@ class Tunnel:
             for proxy in self._proxies:
                 proxy.process.signal(Signals.SIGKILL)
         await asyncio.shield(self._stopping)
-        return self._meter.traffic
+        return self._traffic
+
+    @property
+    def _traffic(self) -> Traffic:
+        traffic = self._meter.traffic
+        # Behind the relay the other leg of a connection is loopback, which says nothing of the WAN.
+        return replace(traffic, wan=Leg()) if self._record.wan_port else traffic
 
     async def _interruptible(self, work: Coroutine[None, None, None]) -> None:
         """Do what `stop` may interrupt; whoever waits then hears of it."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from s2cs.s2ds.contract import Change, DataServer, TunnelState
+from s2cs.s2ds.router import DIRECTORY
 from scistream.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -45,29 +46,42 @@ NOBODY = Endpoint("127.0.0.1", 9)
 class Node:
     """A node that data servers of one implementation and backend run on, and all that can be seen of it."""
 
-    def __init__(self, backend: str, directory: Path, range_: PortRange, open_server: Open) -> None:
+    def __init__(self, backend: str, directory: Path, range_: PortRange, open_server: Open, wan_port: int = 0) -> None:
         self.backend = backend
         self.directory = directory
         self.ports = range_
         self.open = open_server
+        self.wan_port = wan_port  # that all sessions share, if they do
+
+    def processes(self) -> set[int]:
+        """The processes of tunnels."""
+        router = self.directory / DIRECTORY  # ends with the server, not with a tunnel
+        return set(processes_in(self.directory)) - set(processes_in(router) if router.exists() else ())
 
     def leftovers(self) -> list[object]:
         """What a stopped tunnel must not leave: processes, listening ports, files, sockets of this process."""
-        files = [path for path in self.directory.rglob("*") if path.name != "lock"]
-        return [*processes_in(self.directory), *sorted(listening(self.ports)), *files]
+        files = [path for path in self.directory.rglob("*") if path.name != "lock" and DIRECTORY not in path.parts]
+        return [*self.processes(), *sorted(listening(self.ports)), *files]
 
 
-@pytest.fixture(params=[f"local/{name}" for name in FLAVOURS])
+ONE_PORT = [pytest.param(f"one-port/{name}", marks=pytest.mark.soak) for name in FLAVOURS]
+
+
+@pytest.fixture(params=[*(f"local/{name}" for name in FLAVOURS), *ONE_PORT])
 def node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Node]:
-    kind = flavour(request.param.removeprefix("local/"))
+    where, _, name = request.param.partition("/")
+    kind = flavour(name)
     with ports(20) as range_:
+        wan_port = range_.last + 1 if where == "one-port" else 0
 
         def open_server(**more: object) -> AbstractAsyncContextManager[DataServer]:
-            return local(config(tmp_path, more.pop("ports", range_), kind, **more))  # type: ignore[arg-type]
+            return local(config(tmp_path, more.pop("ports", range_), kind, wan_port=wan_port, **more))  # type: ignore[arg-type]
 
-        made = Node(kind.backend, tmp_path, range_, open_server)
+        made = Node(kind.backend, tmp_path, range_, open_server, wan_port)
         yield made
         assert made.leftovers() == []
+        assert not (tmp_path / DIRECTORY).exists()
+        assert listening(PortRange(range_.last + 1, range_.last + 1)) == set()
 
 
 @pytest.fixture
@@ -102,10 +116,13 @@ async def test_reserve_takes_ports_that_do_not_listen_yet(node: Node, server: Da
     free = server.free_ports(Role.PROD)
     reserved = await server.reserve(Session().spec(Role.PROD, 4))
     assert reserved.backend == node.backend
-    assert len({e.port for e in reserved.listeners}) == 4
-    assert all(node.ports.first <= e.port <= node.ports.last for e in reserved.listeners)
     assert server.free_ports(Role.PROD) == free - 4
     assert listening(node.ports) == set()
+    if node.wan_port:
+        assert [e.port for e in reserved.listeners] == [node.wan_port] * 4
+        return
+    assert len({e.port for e in reserved.listeners}) == 4
+    assert all(node.ports.first <= e.port <= node.ports.last for e in reserved.listeners)
     for endpoint in reserved.listeners:
         with socket.socket() as other:
             other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -159,7 +176,8 @@ async def test_taken_ports_are_skipped_and_a_full_range_is_told(node: Node, serv
     held = [socket.create_server(("127.0.0.1", port)) for port in taken]
     try:
         reserved = await server.reserve(Session().spec(Role.PROD, 2))
-        assert {e.port for e in reserved.listeners} == {node.ports.last - 1, node.ports.last}
+        own = {node.wan_port} if node.wan_port else {node.ports.last - 1, node.ports.last}
+        assert {e.port for e in reserved.listeners} == own
         with pytest.raises(ResourceExhausted, match=f"0 ports of {node.ports} are free on 127.0.0.1"):
             await server.reserve(Session().spec(Role.CONS))
     finally:
@@ -203,8 +221,8 @@ async def test_targets_are_addresses(server: DataServer) -> None:
 
 async def test_it_serves_and_says_what_it_negotiated(node: Node, server: DataServer) -> None:
     async with running(server, 3) as (session, listeners):
-        for endpoint in listeners:
-            async with calling(endpoint, session) as caller:
+        for number, endpoint in enumerate(listeners):
+            async with calling(endpoint, session, number) as caller:
                 assert await caller.ask(b"one") == b"app one"
         for _ in range(100):
             (status,) = await server.list()
@@ -221,7 +239,7 @@ async def test_it_serves_and_says_what_it_negotiated(node: Node, server: DataSer
             await asyncio.sleep(0.05)
         traffic = status.traffic
         assert (traffic.from_consumer, traffic.from_producer, traffic.total) == (3 * 4, 3 * 8, 3)
-        assert set(processes_in(node.directory)) == set(status.pids)
+        assert node.processes() == set(status.pids)
 
 
 async def test_listeners_do_not_block(node: Node, server: DataServer) -> None:
@@ -240,8 +258,8 @@ async def test_listeners_lead_to_the_targets_in_turn(server: DataServer) -> None
         session = Session()
         reserved = await server.reserve(session.spec(Role.PROD, 3, id="x"))
         await server.start("x", session.bridge(reserved, Role.PROD, *targets))
-        for endpoint, name in zip(reserved.listeners, (b"a", b"b", b"a"), strict=True):
-            async with calling(endpoint, session) as caller:
+        for number, (endpoint, name) in enumerate(zip(reserved.listeners, (b"a", b"b", b"a"), strict=True)):
+            async with calling(endpoint, session, number) as caller:
                 assert await caller.ask(b"?") == name + b" ?"
         await server.stop("x")
 
@@ -287,7 +305,7 @@ async def test_a_start_given_up_leaves_no_process(node: Node, server: DataServer
     if start.cancel():
         with pytest.raises(asyncio.CancelledError):
             await start
-        assert processes_in(node.directory) == []
+        assert node.processes() == set()
     await server.stop("x")
 
 
@@ -363,15 +381,16 @@ async def test_a_killed_proxy_comes_back_on_its_sockets(node: Node, server: Data
 async def test_too_many_deaths_are_fatal(node: Node) -> None:
     async with node.open(max_restarts=1, backoff_s=0.01) as server:
         watch = server.watch()
-        async with running(server) as (_, listeners):
+        async with running(server) as (session, listeners):
             for expected in ((Change.EXITED, Change.RUNNING), (Change.FATAL,)):
                 os.kill(await leader(server), signal.SIGKILL)
                 assert [(await asyncio.wait_for(anext(watch), 10)).change for _ in expected] == list(expected)
             (status,) = await server.list()
             assert (status.state, status.pids) == (TunnelState.FATAL, ())
             assert status.reason
-            with pytest.raises(ConnectionRefusedError):
-                await asyncio.open_connection(listeners[0].host, listeners[0].port)
+            with pytest.raises(ConnectionRefusedError if not node.wan_port else OSError):
+                async with calling(listeners[0], session):
+                    pass
 
 
 async def test_update_leads_new_connections_elsewhere_and_leaves_streams(node: Node, server: DataServer) -> None:

