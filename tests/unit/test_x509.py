@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from scistream.errors import InvalidArgument
 from scistream.vocabulary import Role, Uid
-from scistream.x509 import Certificate, Credentials, DevelopmentCA, PrivateKey, SessionCA, peer_name
+from scistream.x509 import Certificate, Credentials, DevelopmentCA, PrivateKey, SessionCA, peer_name, way_name
 
 UID = Uid("u-1")
 # A moment in the middle of their time: the certificates are made when their test's turn comes, which may be late.
@@ -120,7 +120,9 @@ def test_leaf(ca: SessionCA, role: Role, usage: x509.ObjectIdentifier, name: str
     assert leaf.x509.not_valid_after_utc == END  # the lease
     assert leaf.x509.subject.rfc4514_string() == f"UID=u-1,CN={role}"
     assert peer_name(UID, role) == name
-    assert extension(leaf, x509.SubjectAlternativeName, False) == x509.SubjectAlternativeName([x509.DNSName(name)])
+    ways = [f"*.{name}"] if role is Role.PROD else []  # each of the session's connections
+    names = x509.SubjectAlternativeName([x509.DNSName(each) for each in (name, *ways)])
+    assert extension(leaf, x509.SubjectAlternativeName, False) == names
     assert extension(leaf, x509.ExtendedKeyUsage, True) == x509.ExtendedKeyUsage([usage])
     assert extension(leaf, x509.BasicConstraints, True) == x509.BasicConstraints(False, None)
     key_usage = extension(leaf, x509.KeyUsage, True)
@@ -163,10 +165,20 @@ def test_a_key_does_not_show_itself() -> None:
 def test_the_two_gateways_of_a_session_agree(prod: Side, cons: Side, tmp_path: Path) -> None:
     server, client = handshake(prod.context(tmp_path), cons.context(tmp_path), peer_name(UID, Role.PROD))
     assert server.version() == client.version() == "TLSv1.3"
-    for end, name in ((server, peer_name(UID, Role.CONS)), (client, peer_name(UID, Role.PROD))):
+    for end, role in ((server, Role.CONS), (client, Role.PROD)):
         certificate = end.getpeercert()
         assert certificate
-        assert certificate["subjectAltName"] == (("DNS", name),)
+        assert certificate["subjectAltName"][0] == ("DNS", peer_name(UID, role))
+
+
+def test_each_connection_of_a_session_has_a_name(ca: SessionCA, prod: Side, cons: Side, tmp_path: Path) -> None:
+    names = [way_name(ca.certificate, UID, number) for number in (0, 1, 4095)]
+    for name in names:
+        handshake(prod.context(tmp_path), cons.context(tmp_path), name)
+    other = SessionCA.create(UID, END)  # another user's session may have the same uid
+    assert len({*names, way_name(other.certificate, UID, 0)}) == 4
+    with pytest.raises(ssl.SSLError):
+        handshake(prod.context(tmp_path), cons.context(tmp_path), f"a.{names[0]}")
 
 
 def test_another_sessions_gateways_are_refused(prod: Side, cons: Side, tmp_path: Path) -> None:
@@ -237,7 +249,8 @@ def crafted(
     signer: PrivateKey | None = None,
 ) -> Credentials:
     """Make a leaf by hand, as somebody might who does not use SessionCA; one thing in it is wrong."""
-    wanted = [x509.DNSName(peer_name(UID, Role.PROD))] if names is None else names
+    name = peer_name(UID, Role.PROD)
+    wanted = [x509.DNSName(name), x509.DNSName(f"*.{name}")] if names is None else names
     builder = (
         x509.CertificateBuilder()
         .subject_name(x509.Name.from_rfc4514_string(",".join(reversed(subject.split(",")))))
@@ -280,8 +293,11 @@ def test_another_side_or_session_is_refused(prod: Side) -> None:
 
 
 def test_wrong_names_are_refused(ca: SessionCA, prod: Side) -> None:
-    good = x509.DNSName(peer_name(UID, Role.PROD))
+    good, ways = (x509.DNSName(f"{before}{peer_name(UID, Role.PROD)}") for before in ("", "*."))
     wrong: list[list[x509.GeneralName]] = [
+        [good],
+        [ways],
+        [good, ways, x509.DNSName(f"*.{peer_name(Uid('u-2'), Role.PROD)}")],
         [x509.DNSName(peer_name(UID, Role.CONS))],
         [good, x509.DNSName("other.example.org")],
         [good, x509.UniformResourceIdentifier("spiffe://other")],
