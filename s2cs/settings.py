@@ -171,7 +171,9 @@ class Settings(Table):
     @model_validator(mode="after")
     def _one_port_for_certificates(self) -> Settings:
         if self.compat.psk and self.network.wan_port:
-            raise ValueError("[network] wan_port tells sessions apart by certificates, which [compat] psk is without")
+            raise ValueError(
+                "[network] wan_port tells sessions apart by certificates, which [compat] psk is without; leave one out"
+            )
         return self
 
 

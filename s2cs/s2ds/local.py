@@ -266,7 +266,8 @@ class LocalDataServer:
             holders = self._holders(directory)
             if record.wan_port not in (0, self._config.wan_port):
                 raise FailedPrecondition(
-                    f"it was reached by WAN port {record.wan_port}, which [network] wan_port is not now"
+                    f"it was reached by WAN port {record.wan_port}, which [network] wan_port is not now; "
+                    "its user requests another session"
                 )
             interface = self._config.interface(record.spec.role, record.wan_port)
             listeners = Listeners.regain(interface, record.ports, holders)

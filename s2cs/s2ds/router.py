@@ -89,7 +89,7 @@ class Router:
         except ScistreamError as error:
             self._close_sockets()
             port = self._means.config.wan_port
-            raise FailedPrecondition(f"[network] wan_port {port} cannot be served: {error}") from None
+            raise FailedPrecondition(f"[network] wan_port {port} cannot be served: {error}; or name another") from None
         self._watching = asyncio.create_task(self._watch())
 
     async def lead(self, tunnel: str, ways: Mapping[str, int]) -> None:
