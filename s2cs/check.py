@@ -20,6 +20,7 @@ from s2cs.identity.settings import Auth
 from s2cs.policy.decision import hidden_rules
 from s2cs.s2ds import confinement, landlock
 from s2cs.s2ds.contract import Capability
+from s2cs.s2ds.launchers import LAUNCHERS
 from s2cs.s2ds.local import LocalDataServer
 from s2cs.s2ds.router import DIRECTORY, RELAY
 from s2cs.server import local_config, read_certificate, running_pid
@@ -196,7 +197,9 @@ def _proxies(settings: Settings) -> Iterator[Finding]:
 
 
 def _confinement(settings: Settings) -> Iterator[Finding]:
-    """Look at what keeps proxies from each other and keys from everybody else."""
+    """Look at what runs the proxies, and what keeps them from each other and keys from everybody else."""
+    if lacking := LAUNCHERS[settings.s2ds.launcher].lacks():
+        yield Finding(False, f'[s2ds] launcher "{settings.s2ds.launcher}" cannot be used: {lacking}')
     try:
         found = confinement.choose(settings.s2ds.user)
     except ScistreamError as error:

@@ -25,6 +25,7 @@ from s2cs.identity.certificates import read_client_ca
 from s2cs.metrics import Metrics
 from s2cs.policy.sessions import objections
 from s2cs.s2ds.confinement import keep_keys_in
+from s2cs.s2ds.launchers.base import Limits
 from s2cs.s2ds.local import Interface, LocalConfig, LocalDataServer
 from s2cs.settings import Settings, succeed
 from s2cs.settings_file import fingerprint, load
@@ -218,6 +219,7 @@ def local_config(settings: Settings, directory: Path) -> LocalConfig:
         wan_port=network.wan_port,
         backend=s2ds.backend,
         launcher=s2ds.launcher,
+        limits=Limits(s2ds.memory_bytes, s2ds.tasks, s2ds.cpu_weight),
         user=s2ds.user,
         programs={str(name): path for name, path in s2ds.programs.items()},
         buffer_bytes=s2ds.buffer_bytes,

@@ -65,7 +65,10 @@ class DataServerSettings(Table):
     """`[s2ds]`: the proxies."""
 
     backend: Literal["auto"] | BackendName = "auto"
-    launcher: Literal["process"] = "process"
+    launcher: Literal["process", "systemd"] = "process"
+    memory_bytes: Annotated[int, Field(ge=0, le=2**50)] = 0  # of one proxy; 0 is no limit, here and below
+    tasks: Annotated[int, Field(ge=0, le=2**22)] = 0  # processes and threads of one proxy
+    cpu_weight: Annotated[int, Field(ge=1, le=10_000)] = 100  # its share beside other proxies
     user: str = ""  # whom proxies run as; empty is scistream-s2ds or nobody when S2CS is root, else S2CS's own
     programs: dict[BackendName, Path] = Field(default_factory=dict)  # where a proxy is, if not where it is looked for
     buffer_bytes: Annotated[int, Field(ge=4096, le=16 * 2**20)] = 256 * 1024

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from s2cs.s2ds.launchers.base import Limits
 from s2cs.s2ds.render import printed
 from scistream.errors import InvalidArgument
 from scistream.vocabulary import Endpoint, PortRange, Role, shown
@@ -72,6 +73,7 @@ class LocalConfig:
     wan_port: int = 0  # one for all sessions, by way of the router; 0: a port of the range for each connection
     backend: str = "auto"
     launcher: str = "process"
+    limits: Limits = field(default_factory=Limits)  # of one proxy, where the launcher keeps them
     user: str = ""  # whom proxies run as; empty: see `confinement.choose`
     programs: Mapping[str, Path] = field(default_factory=dict)  # by backend; the others are looked for
     buffer_bytes: int = 256 * 1024

@@ -71,9 +71,11 @@ class LocalDataServer:
         """Make the directory, and take up the tunnels that an earlier server left there.
 
         Raises:
-            FailedPrecondition: the directory cannot be used, another server uses it, or there is no such user to run
-                proxies as.
+            FailedPrecondition: the directory or the launcher cannot be used, another server uses the directory, or
+                there is no such user to run proxies as.
         """
+        if lacking := self._launcher.lacks():
+            raise FailedPrecondition(f'[s2ds] launcher "{self._config.launcher}" cannot be used: {lacking}')
         self._confinement = choose(self._config.user)
         if self._confinement.caution:
             log.warning("%s", self._confinement.caution)

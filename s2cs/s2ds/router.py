@@ -171,7 +171,7 @@ class Router:
         found = _BACKEND.find(config.programs.get(_BACKEND.name))
         command = _BACKEND.command(found.program, self._directory / _CONFIG)
         sockets = (*self._listeners.sockets, self._control)
-        job = Job(command, self._directory, means.confinement, sockets, {}, Path(_LOG), Path(_HANDLE))
+        job = Job(command, self._directory, means.confinement, sockets, {}, Path(_LOG), Path(_HANDLE), "router")
         proxy = self._proxy_of(means.launcher.launch(job))
         try:
             await until_serving(proxy, _BACKEND, self._listeners.inodes, config.start_timeout_s)

@@ -119,7 +119,8 @@ class Runner:
     def _run(self, command: tuple[str, ...], name: str) -> Proxy:
         sockets, handle = self._listeners.sockets, Path(f"{name}.handle")
         environment, confinement = self._backend.environment(len(sockets)), self._means.confinement
-        job = Job(command, self.directory, confinement, sockets, environment, log_of(handle), handle)
+        uid, limits = self._record.spec.uid, self._means.config.limits
+        job = Job(command, self.directory, confinement, sockets, environment, log_of(handle), handle, uid, limits)
         return self._proxy_of(self._means.launcher.launch(job), self.directory / handle)
 
     def _proxy_of(self, process: Running, handle: Path) -> Proxy:

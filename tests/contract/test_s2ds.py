@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from s2cs.s2ds.contract import Change, DataServer, TunnelState
+from s2cs.s2ds.launchers import LAUNCHERS
 from s2cs.s2ds.router import DIRECTORY
 from scistream.errors import (
     AlreadyExists,
@@ -65,12 +66,19 @@ class Node:
         return [*self.processes(), *sorted(listening(self.ports)), *files]
 
 
-@pytest.fixture(params=[*(f"local/{name}" for name in FLAVOURS), *ONE_PORT])
+SYSTEMD = [pytest.param(f"systemd/{name}", marks=pytest.mark.engines) for name in FLAVOURS]
+
+
+@pytest.fixture(params=[*(f"local/{name}" for name in FLAVOURS), *ONE_PORT, *SYSTEMD])
 def node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Node]:
-    kind = flavour(request.param.removeprefix("local/"))
+    launcher = "systemd" if request.param.startswith("systemd/") else "process"
+    if lacking := LAUNCHERS[launcher].lacks():
+        pytest.skip(lacking)
+    kind = flavour(request.param.removeprefix("local/").removeprefix("systemd/"))
     with ports(20) as range_:
 
         def open_server(**more: object) -> AbstractAsyncContextManager[DataServer]:
+            more = {"launcher": launcher, **more}
             return local(config(tmp_path, more.pop("ports", range_), kind, **more))  # type: ignore[arg-type]
 
         made = Node(kind.backend, tmp_path, range_, open_server, kind.wan_port(range_))

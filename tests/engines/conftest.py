@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.support.booted import Machine
 
@@ -29,8 +31,9 @@ def machine() -> Iterator[Machine]:
     if os.geteuid():
         pytest.skip("only root boots a systemd")
     machine = Machine(Path(kit))
-    machine.boot()
-    try:
-        yield machine
-    finally:
-        machine.stop()
+    with FileLock(Path(tempfile.gettempdir()) / "scistream-booted.lock"):  # there is one at a time
+        machine.boot()
+        try:
+            yield machine
+        finally:
+            machine.stop()

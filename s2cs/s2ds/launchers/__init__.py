@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from s2cs.s2ds.launchers.base import Launcher
 from s2cs.s2ds.launchers.process import ProcessLauncher
+from s2cs.s2ds.launchers.systemd import SystemdLauncher
 
-LAUNCHERS: Mapping[str, Launcher] = MappingProxyType({"process": ProcessLauncher()})
+LAUNCHERS: Mapping[str, Launcher] = MappingProxyType({"process": ProcessLauncher(), "systemd": SystemdLauncher()})
 """Each launcher by its name."""

@@ -13,6 +13,15 @@ from s2cs.s2ds.confinement import Confinement, own
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What one program may use, where the launcher can hold it to that."""
+
+    memory_bytes: int = 0  # 0 is no limit
+    tasks: int = 0  # processes and threads; 0 is no limit
+    cpu_weight: int = 100  # its share beside others, when all want more than there is
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A program to run. The sockets are its descriptors 3, 4, ... as in systemd's socket activation."""
 
@@ -23,6 +32,9 @@ class Job:
     environment: Mapping[str, str] = field(default_factory=dict)
     log: Path = Path("log")  # stdout and stderr go there
     handle: Path = Path("handle")  # tells a later server which process this was
+    uid: str = "none"  # of the session that it is for
+    limits: Limits = field(default_factory=Limits)
+    wrapper: tuple[str, ...] = ()  # a command that becomes the program, before that changes its user
 
 
 class Running(Protocol):
@@ -57,6 +69,10 @@ class Running(Protocol):
 
 class Launcher(Protocol):
     """A way to run programs."""
+
+    def lacks(self) -> str:
+        """Say what keeps it from running anything on this host; empty when nothing does."""
+        ...
 
     def launch(self, job: Job) -> Running:
         """Start a program; it runs when this returns.

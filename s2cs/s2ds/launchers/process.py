@@ -138,13 +138,19 @@ class Process:
 class ProcessLauncher:
     """Run programs as processes of this node."""
 
+    kind = Process
+
+    def lacks(self) -> str:
+        """Say what keeps processes from being run here: nothing."""
+        return ""
+
     def launch(self, job: Job) -> Running:
         """Start a program; it runs when this returns.
 
         Raises:
             Unavailable: the system starts no process now.
         """
-        start = (str(job.directory), str(_files_limit()), *job.confinement.prefix())
+        start = (str(job.directory), str(_files_limit()), *job.wrapper, *job.confinement.prefix())
         argv = ["/bin/sh", "-c", _PREAMBLE, "sh", *start, *job.argv]
         environment = {**_ENVIRONMENT, **job.environment, "LISTEN_FDS": str(len(job.sockets))}
         opened: list[int] = []
@@ -175,7 +181,7 @@ class ProcessLauncher:
             for each in opened:
                 os.close(each)
         try:
-            return Process(pid)
+            return self.kind(pid)
         except OSError as error:  # nobody would hear of its end
             os.killpg(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -190,7 +196,7 @@ class ProcessLauncher:
             pid, started = int(stat.split()[0]), int(procfs.stat_fields(stat)[19])
         except (OSError, ValueError, IndexError):
             return None  # killed before it had written it, that is before it was a proxy
-        process = Process.adopt(boot, pid, started)
+        process = self.kind.adopt(boot, pid, started)
         if process is None and boot == procfs.boot_id():
             _end_orphans(pid, handle.parent)
         return process
