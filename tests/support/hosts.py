@@ -101,7 +101,7 @@ class Hosts:
                     stderr=log,
                 )
             self.running.append(process)
-            if not line.startswith("s2uc "):
+            if not line.startswith("s2uc "):  # a server; what waits for others is not waited for
                 self._wait_for_listener(process, line)
             return ""
         result = subprocess.run(
