@@ -18,6 +18,8 @@ from s2cs.s2ds.contract import (
     BackendInfo,
     Bridge,
     DataServer,
+    LegCheck,
+    Printed,
     Reservation,
     Traffic,
     TunnelEvent,
@@ -85,6 +87,14 @@ class NullDataServer(DataServer):
         await self._ended.wait()
         return
         yield  # an iterator with nothing in it
+
+    async def logs(self, id: str, lines: int) -> Printed:
+        """Nothing is printed."""
+        return Printed()
+
+    async def verify(self, id: str, bridge: Bridge, passive: bool = False) -> tuple[LegCheck, ...]:
+        """There is nothing to try."""
+        return ()
 
     def backends(self) -> tuple[BackendInfo, ...]:
         """One that can do anything."""

@@ -39,6 +39,8 @@ _SCOPES = {  # what each method needs; those that are not named are for any user
     "/scistream.Control/release": "sessions",
     "/scistream.Control/list": "read",
     "/scistream.Control/watch": "read",
+    "/scistream.Control/logs": "read",
+    "/scistream.Control/verify": "sessions",
 }
 
 

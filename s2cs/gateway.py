@@ -26,12 +26,12 @@ from s2cs.policy.decision import Lease, decide, usual_lease
 from s2cs.policy.resolver import Resolver
 from s2cs.policy.sessions import admit_targets, backend_for, check_quota, judged, objection
 from s2cs.revocation import Revocations
-from s2cs.s2ds.contract import DataServer
+from s2cs.s2ds.contract import Bridge, DataServer, LegCheck, Printed
 from s2cs.sessions import Sessions
 from s2cs.settings import Settings
 from s2cs.store import Store
 from s2cs.users import Rank
-from s2cs.validation import check_proof, check_request, check_role
+from s2cs.validation import check_proof, check_request, check_role, credentials
 from scistream.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -58,6 +58,7 @@ from scistream.x509 import Certificate
 
 log = logging.getLogger(__name__)
 
+KEPT_LINES = 1000  # more than any data server keeps
 DRAINING = "draining"  # the fact in the store
 
 
@@ -72,6 +73,7 @@ class Gateway:
         self._audit = audit or Audit()
         self._sessions = Sessions(store)
         self._resolver = Resolver()
+        self._trying: dict[tuple[str, bool], asyncio.Task[tuple[LegCheck, ...]]] = {}  # verifications under way
         self._revocations = Revocations(store)
         self.old_clients = OldClients(lambda: self.settings.compat, self._audit)
         shared_key = self.old_clients.shared_key
@@ -286,6 +288,38 @@ class Gateway:
             NotFound, Unauthenticated: no such session of this caller.
         """
         return self._sessions.find(caller, uid).watch()
+
+    async def logs(self, caller: Caller | KeyHolder, uid: Uid, lines: int) -> tuple[Session, Printed]:
+        """Give a session, which remembers what became of it, and what its data server's proxies printed last.
+
+        Raises:
+            NotFound: no such session of this caller.
+        """
+        session = self._sessions.find(user_only(caller), uid).session
+        return session, await self.data_server.logs(session.id, lines or KEPT_LINES)
+
+    async def verify(self, caller: Caller | KeyHolder, uid: Uid, passive: bool) -> tuple[Session, tuple[LegCheck, ...]]:
+        """Try the legs of a session that begin or end here. Who asks meanwhile gets the same answer.
+
+        Raises:
+            NotFound: no such session of this caller.
+            FailedPrecondition: it is not open.
+        """
+        session = self._sessions.find(user_only(caller), uid).session
+        if session.state not in (State.ACTIVE, State.RECOVERING):
+            why = f"{session.state}: {session.reason}" if session.reason else session.state
+            raise FailedPrecondition(f"session {uid} is {why}; verify it while it is ACTIVE")
+        if not session.proof.certificate:
+            raise FailedPrecondition(
+                f"session {uid} is of a client without credentials, and has no certificates to verify; use s2uc instead"
+            )
+        key = session.id, passive
+        if (trying := self._trying.get(key)) is None:
+            bridge = Bridge(session.targets, credentials(session.proof))
+            trying = asyncio.create_task(self.data_server.verify(session.id, bridge, passive))
+            self._trying[key] = trying
+            trying.add_done_callback(lambda _: self._trying.pop(key, None))
+        return session, await asyncio.shield(trying)
 
     async def _admit(
         self, caller: Caller | KeyHolder, session: Session, role: Role, endpoints: Iterable[Endpoint]

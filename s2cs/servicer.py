@@ -19,7 +19,7 @@ from s2cs.health import unready
 from s2cs.identity.settings import Auth
 from s2cs.live import Item, Listed, News
 from s2cs.policy.decision import longest_lease, usual_lease
-from s2cs.s2ds.contract import Traffic, TunnelStatus
+from s2cs.s2ds.contract import LegCheck, Traffic, TunnelStatus
 from scistream.machine import Request, Session, State
 from scistream.proto import scistream_pb2 as pb
 from scistream.proto.scistream_pb2_grpc import ControlServicer
@@ -89,6 +89,33 @@ class Servicer(ControlServicer):
         """A session's events."""
         async for item in self._gateway.watch(calling.get(), Uid(request.uid)):
             yield self._event(item)
+
+    async def logs(self, request: pb.LogsRequest, context: Any) -> pb.SessionLog:
+        """What became of a session, and what its proxies printed."""
+        session, printed = await self._gateway.logs(calling.get(), Uid(request.uid), request.lines)
+        return pb.SessionLog(
+            uid=session.uid,
+            role=session.role,
+            backend=session.backend,
+            changes=[
+                pb.SessionChange(at=self._time(each.at), state=each.state, reason=each.reason)
+                for each in session.changes
+            ],
+            lines=printed.lines,
+            printed=printed.count,
+        )
+
+    async def verify(self, request: pb.VerifyRequest, context: Any) -> pb.Verification:
+        """The legs of a session, each tried."""
+        session, legs = await self._gateway.verify(calling.get(), Uid(request.uid), request.passive)
+        return pb.Verification(
+            uid=session.uid,
+            role=session.role,
+            state=session.state,
+            legs=[_leg(leg) for leg in legs],
+            certificate=session.proof.certificate,
+            targets=map(str, session.targets),
+        )
 
     async def describe(self, request: pb.DescribeRequest, context: Any) -> pb.GatewayDescription:
         """What the gateway is, and who the caller is to it."""
@@ -223,6 +250,19 @@ def _traffic(traffic: Traffic) -> pb.Traffic:
         peak_bytes_per_s=traffic.peak_bytes_per_s,
         lan_congestion_window=traffic.lan.window,
         wan_congestion_window=traffic.wan.window,
+    )
+
+
+def _leg(leg: LegCheck) -> pb.Leg:
+    return pb.Leg(
+        kind=leg.kind,
+        address=str(leg.address),
+        fault=leg.fault,
+        note=leg.note,
+        elapsed_us=leg.elapsed_us,
+        tls_version=leg.tls_version,
+        tls_cipher=leg.tls_cipher,
+        certificate=leg.certificate,
     )
 
 

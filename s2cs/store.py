@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from s2cs.sqlite_users import SqliteUsers, Transaction
 from s2cs.users import Users
 from scistream.errors import FailedPrecondition, ResourceExhausted, Unavailable
-from scistream.machine import Owner, Proof, Request, Route, Session, State, Waits
+from scistream.machine import Change, Owner, Proof, Request, Route, Session, State, Waits
 from scistream.vocabulary import Rate, Role, Uid, parse_endpoints
 
 # What each schema version adds to the one before; a file of an earlier version is brought forward at start.
@@ -247,6 +247,7 @@ def _dump(session: Session) -> str:
         "outcome": session.outcome,
         "reason": session.reason,
         "since": session.since,
+        "changes": [[change.state, change.at, change.reason] for change in session.changes],
     }
     return json.dumps(body)
 
@@ -286,6 +287,7 @@ def _load(text: str) -> Session:
         outcome=State(body["outcome"]) if body["outcome"] else None,
         reason=body["reason"],
         since=body.get("since", 0.0),
+        changes=tuple(Change(State(state), at, reason) for state, at, reason in body.get("changes", ())),
     )
 
 

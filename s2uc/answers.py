@@ -134,6 +134,14 @@ def _judge_session(message: Any) -> None:
         State(message.state)
 
 
+def _judge_role(message: Any) -> None:
+    Role.parse(message.role)
+
+
+def _judge_state(message: Any) -> None:
+    State(message.state)
+
+
 def _judge_event(message: Any) -> None:
     parse_endpoints(message.session.prod_listeners)
     if message.kind not in pb.SessionEvent.Kind.values():
@@ -147,5 +155,8 @@ _JUDGES: dict[str, Callable[[Any], None]] = {
         (pb.AppResponse, _judge_answer),
         (pb.SessionInfo, _judge_session),
         (pb.SessionEvent, _judge_event),
+        (pb.SessionLog, _judge_role),
+        (pb.SessionChange, _judge_state),
+        (pb.Verification, _judge_role),
     )
 }

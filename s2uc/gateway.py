@@ -158,10 +158,22 @@ class GatewayClient:
         """The caller's sessions there, or only the one of that uid."""
         return tuple((await self._call(self._stub.list, pb.ListRequest(uid=uid))).sessions)
 
-    async def watch(self, uid: str) -> AsyncGenerator[pb.SessionEvent, None]:
+    async def logs(self, uid: str, lines: int = 0) -> pb.SessionLog:
+        """Ask what became of a session, and what its proxies printed last; 0 lines are all that are kept."""
+        return await self._call(self._stub.logs, pb.LogsRequest(uid=uid, lines=lines))
+
+    async def verify(self, uid: str, passive: bool = False) -> pb.Verification:
+        """Have the gateway try its legs of a session; passive: nothing that the producer's application would see."""
+        return await self._call(self._stub.verify, pb.VerifyRequest(uid=uid, passive=passive))
+
+    async def watch(self, uid: str, lost: Callable[[], None] = lambda: None) -> AsyncGenerator[pb.SessionEvent, None]:
         """Follow a session: its present state, then each change, until it has ended.
 
         A broken connection is made again; the state then comes once more.
+
+        Args:
+            uid: the session.
+            lost: is called when the connection breaks, before it is made again.
         """
         attempt = 0
         lost_at: float | None = None
@@ -182,6 +194,8 @@ class GatewayClient:
                 pause = _pause(attempt)
                 attempt += 1
                 await self._judge(error, lost_at, lost_at + self.timeout, pause)
+                if attempt == 1:
+                    lost()
                 await asyncio.sleep(pause)
                 token = await self._token()
             finally:

@@ -61,7 +61,7 @@ async def survey(
     answers = await together(*(ask(gateway) for gateway in gateways))
     errors = [answer for answer in answers if isinstance(answer, ScistreamError)]
     if not any(isinstance(answer, pb.SessionInfo) for answer in answers):
-        raise errors[0] if errors else _unknown(uid, gateways)
+        raise errors[0] if errors else unknown(uid, gateways)
     return answers
 
 
@@ -104,7 +104,7 @@ async def release(uid: Uid, gateways: Sequence[Gateway], timeout: float = TIMEOU
         if isinstance(answer, BaseException):
             raise answer
     if not any(answers):
-        raise _unknown(uid, gateways)
+        raise unknown(uid, gateways)
     return [bool(answer) for answer in answers]
 
 
@@ -132,7 +132,7 @@ async def renew(uid: Uid, gateways: Sequence[Gateway], lease_s: int = 0, timeout
         found = await together(*(_look(client, uid) for client in asked))
         known = [(client, info) for client, info in zip(asked, found, strict=True) if info]
         if not known:
-            raise _unknown(uid, gateways)
+            raise unknown(uid, gateways)
         if {info.role for _, info in known} != set(Role):
             raise FailedPrecondition(
                 f"session {uid} is renewed at both its gateways at once, and only one is known here"
@@ -162,5 +162,6 @@ def update_message(uid: Uid, role: Role, targets: Iterable[str], credentials: Cr
     )
 
 
-def _unknown(uid: Uid, gateways: Sequence[Gateway]) -> ScistreamError:
+def unknown(uid: Uid, gateways: Sequence[Gateway]) -> NotFound:
+    """Say that no gateway knows a session."""
     return NotFound(f"session {uid} is not known at {' or '.join(gateway.name for gateway in gateways)}")

@@ -184,6 +184,19 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """A state that a session came to, when, and why."""
+
+    state: State
+    at: float
+    reason: str = ""
+
+
+MOST_CHANGES = 32  # that a session remembers: the first, and the latest of the others
+_REASON = 500  # characters of each that it remembers
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """One side of a session, as its gateway knows it. Times are seconds since the epoch."""
 
@@ -205,6 +218,7 @@ class Session:
     outcome: State | None = None  # what CLOSING leads to
     reason: str = ""
     since: float = 0.0  # when its state began; 0 where that was not noted
+    changes: tuple[Change, ...] = ()  # of the state, the oldest first
 
     @property
     def uid(self) -> Uid:
@@ -314,8 +328,8 @@ _WAITING_FOR = {
 
 def open_session(id: str, owner: Owner, request: Request, now: float, lease_s: float, waits: Waits) -> Session:
     """Make the session that a REQ asks for; its first effect is RESERVE."""
-    session = Session(id, owner, request, created_at=now, expires_at=now + lease_s, waits=waits, since=now)
-    return _with_deadline(session, now)
+    session = Session(id, owner, request, created_at=now, expires_at=now + lease_s, waits=waits)
+    return _with_deadline(_noted(session, now), now)
 
 
 def step(session: Session, event: Event, now: float) -> tuple[Session, tuple[Effect, ...]]:
@@ -343,11 +357,18 @@ def step(session: Session, event: Event, now: float) -> tuple[Session, tuple[Eff
     if changed is session and state is session.state and isinstance(event, (Hello, Update, Renew)):
         return session, ()  # said again: the same answer, nothing to do
     if changed.state is not session.state:
-        changed = replace(changed, since=now)
+        changed = _noted(changed, now)
     moved = changed.state is not session.state or changed.expires_at != session.expires_at
     if moved or Effect.STOP in effects or Effect.CUT in effects:
         changed = _with_deadline(changed, now)
     return changed, effects
+
+
+def _noted(session: Session, now: float) -> Session:
+    """Remember the state, which is new."""
+    first, rest = session.changes[:1], session.changes[1:]
+    latest = (*rest, Change(session.state, now, session.reason[:_REASON]))[-MOST_CHANGES + 1 :]
+    return replace(session, since=now, changes=(*first, *latest))
 
 
 def _refusal(session: Session, event: Event) -> FailedPrecondition:

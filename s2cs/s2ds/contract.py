@@ -133,6 +133,37 @@ class TunnelStatus:
     traffic: Traffic = Traffic()
 
 
+@dataclass(frozen=True, slots=True)
+class Printed:
+    """What a tunnel's proxies have printed."""
+
+    count: int = 0  # lines, in all
+    lines: tuple[str, ...] = ()  # the last of them, the oldest first; printable
+
+
+class LegKind(StrEnum):
+    """What is tried of a tunnel."""
+
+    LISTENER = "listener"  # one of its own is served by its proxy
+    APPLICATION = "application"  # the producer's accepts a connection
+    HANDSHAKE = "handshake"  # the producer's gateway proves itself, and takes this one's certificate
+    STRANGER = "stranger"  # it refuses who has no certificate
+
+
+@dataclass(frozen=True, slots=True)
+class LegCheck:
+    """What was found of one leg of a tunnel."""
+
+    kind: LegKind
+    address: Endpoint
+    fault: str = ""  # what is wrong, and what mends it; empty: it is as promised
+    note: str = ""  # how it is known, where nothing was tried
+    elapsed_us: int = 0
+    tls_version: str = ""
+    tls_cipher: str = ""
+    certificate: bytes = b""  # X.509, DER: what the other side showed
+
+
 class Change(StrEnum):
     """What `watch` reports. A first start or a stop that was asked for is no news."""
 
@@ -198,6 +229,26 @@ class DataServer(Protocol):
 
     def watch(self) -> AsyncIterator[TunnelEvent]:
         """Follow what happens to tunnels, from now on."""
+        ...
+
+    async def logs(self, id: str, lines: int) -> Printed:
+        """What a tunnel's proxies printed last: so many lines at most, each bounded in length; nothing of unknown ids.
+
+        Of tunnels that were stopped lately, too.
+        """
+        ...
+
+    async def verify(self, id: str, bridge: Bridge, passive: bool = False) -> tuple[LegCheck, ...]:
+        """Try each leg of a tunnel that is open, in bounded time; running streams are not touched.
+
+        Args:
+            id: the tunnel.
+            bridge: where it leads.
+            passive: open nothing that the producer's application would see.
+
+        Raises:
+            NotFound: no such tunnel.
+        """
         ...
 
     def backends(self) -> tuple[BackendInfo, ...]:

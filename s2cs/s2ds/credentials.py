@@ -15,7 +15,10 @@ IDENTITY = "scistream"
 ANCHORS = "ca.pem"
 """What a peer's certificate may be from."""
 
-_LEAF, _PSK = "leaf.pem", "psk"
+LEAF = "leaf.pem"
+"""What the proxy shows, with its key."""
+
+_PSK = "psk"
 _FOR_EVER = timedelta(days=3650)
 
 
@@ -24,7 +27,7 @@ def credential_files(bridge: Bridge, key: PrivateKey) -> Mapping[str, bytes]:
     credentials = bridge.credentials
     if isinstance(credentials, PreSharedKey):
         return {_PSK: f"{IDENTITY}:{credentials.key.hex()}\n".encode(), ANCHORS: _of_nobody()}
-    return {_LEAF: credentials.certificate.pem + key.pem, ANCHORS: credentials.trusted_pem}
+    return {LEAF: credentials.certificate.pem + key.pem, ANCHORS: credentials.trusted_pem}
 
 
 def _of_nobody() -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from s2cs.s2ds.confinement import RUN, Confinement
-from s2cs.s2ds.credentials import ANCHORS
+from s2cs.s2ds.credentials import ANCHORS, LEAF
 from s2cs.s2ds.files import make, room, show, write
 from scistream.x509 import Certificate
 
@@ -89,6 +89,12 @@ class Generations:
             InvalidArgument: it cannot be read.
         """
         return Certificate.all_from_pem((self._directory / str(self.in_force) / ANCHORS).read_bytes())
+
+    @property
+    def credentials(self) -> tuple[Path, Path]:
+        """The files in force: leaf with key, and anchors; PEM."""
+        directory = self._directory / str(self.in_force)
+        return directory / LEAF, directory / ANCHORS
 
     def stage(self, number: int) -> Path:
         """Put a generation's configuration where the proxy finds the files that it names."""

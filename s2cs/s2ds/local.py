@@ -17,12 +17,23 @@ from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.backends.base import Backend, Found
 from s2cs.s2ds.config import Interface, LocalConfig
 from s2cs.s2ds.confinement import Confinement, choose
-from s2cs.s2ds.contract import BackendInfo, Bridge, Reservation, Traffic, TunnelEvent, TunnelSpec, TunnelStatus
+from s2cs.s2ds.contract import (
+    BackendInfo,
+    Bridge,
+    LegCheck,
+    Printed,
+    Reservation,
+    Traffic,
+    TunnelEvent,
+    TunnelSpec,
+    TunnelStatus,
+)
 from s2cs.s2ds.counting import Counting
 from s2cs.s2ds.events import Events
 from s2cs.s2ds.files import room
 from s2cs.s2ds.generations import entrust
 from s2cs.s2ds.launchers import LAUNCHERS
+from s2cs.s2ds.logs import KEPT_LINES
 from s2cs.s2ds.place import hold
 from s2cs.s2ds.ports import Listeners, too_few
 from s2cs.s2ds.proxy import handles
@@ -46,6 +57,7 @@ __all__ = ["Interface", "LocalConfig", "LocalDataServer"]
 
 _FRESH_S = 0.5  # so old may be what `list` tells ...
 _FRESH_MOST = 64  # ... of so many tunnels; of more it tells what was counted last: a look at all takes too long to wait
+_PRINTED_MOST = 256  # tunnels that have ended, whose proxies' words are kept: 25 MB at most
 TIDY_S = 10.0  # between looks at the proxies' logs
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -62,6 +74,7 @@ class LocalDataServer:
         self._tunnels: dict[str, Tunnel] = {}
         self._events = Events()
         self._counting = Counting()
+        self._printed: dict[str, Printed] = {}  # what the proxies of tunnels printed that have ended
         self._lock: int | None = None
         self._background: list[asyncio.Task[None]] = []
         self._confinement: Confinement | None = None
@@ -187,8 +200,10 @@ class LocalDataServer:
         try:
             return await tunnel.stop(cut)
         finally:
-            if tunnel.ended:
-                self._tunnels.pop(id, None)
+            if tunnel.ended and self._tunnels.pop(id, None) is not None:
+                self._printed[id] = tunnel.logs(KEPT_LINES)
+                if len(self._printed) > _PRINTED_MOST:
+                    self._printed.pop(next(iter(self._printed)))
                 await self._lead(tunnel, {})
 
     async def list(self, *ids: str) -> tuple[TunnelStatus, ...]:
@@ -202,6 +217,17 @@ class LocalDataServer:
     def watch(self) -> AsyncIterator[TunnelEvent]:
         """Follow what happens to tunnels, from this call on."""
         return self._events.watch()
+
+    async def logs(self, id: str, lines: int) -> Printed:
+        """What a tunnel's proxies printed last."""
+        if (tunnel := self._tunnels.get(id)) is not None:
+            return tunnel.logs(lines)
+        kept = self._printed.get(id, Printed())
+        return Printed(kept.count, kept.lines[-lines:] if lines > 0 else ())
+
+    async def verify(self, id: str, bridge: Bridge, passive: bool = False) -> tuple[LegCheck, ...]:
+        """Try each leg of a tunnel that is open."""
+        return await self._tunnel(id).verify(bridge, passive)
 
     def backends(self) -> tuple[BackendInfo, ...]:
         """The backends of this node, usable or not."""

@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from pathlib import Path
 
 from s2cs.s2ds.backends.base import Backend
+from s2cs.s2ds.contract import Printed
 from s2cs.s2ds.meter import Ledger, Moved
-from scistream.vocabulary import Role
+from scistream.vocabulary import Role, printable
 
 MOST_BYTES = 8 * 2**20  # of the disk, for one proxy's log
+KEPT_LINES, KEPT_WIDTH = 256, 400  # of what a tunnel's proxies printed, in memory
 _CHUNK = 64 * 1024
 _TAIL = 1024 * 1024
 _LINES, _WIDTH = 5, 300
 
 
+class Book:
+    """The last lines that a tunnel's proxies printed, of those that have ended, too."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
+
+    def add(self, lines: bytes) -> None:
+        """Take more lines."""
+        found = [line for line in lines.split(b"\n") if line.strip()]
+        self.count += len(found)
+        for line in found[-KEPT_LINES:]:
+            text = line[:KEPT_WIDTH].decode(errors="replace").strip()
+            self._lines.append(printable(text)[:KEPT_WIDTH])
+
+    def last(self, lines: int) -> Printed:
+        """Give the last of them."""
+        return Printed(self.count, tuple(self._lines)[-lines:] if lines > 0 else ())
+
+
 class SessionLog:
     """Follow a proxy's log file without reading anything twice, and enter in the ledger what it tells."""
 
-    def __init__(self, path: Path, backend: Backend, role: Role, ledger: Ledger) -> None:
+    def __init__(self, path: Path, backend: Backend, role: Role, ledger: Ledger, book: Book | None = None) -> None:
         self.path = path
+        self._book = book or Book()
         self._backend = backend
         self._role = role
         self._ledger = ledger
@@ -43,6 +67,16 @@ class SessionLog:
                 self._ledger.save()
                 os.truncate(self.path, 0)
                 self._ledger.offsets[self.path.name] = 0
+        except OSError:
+            return
+
+    def recall(self) -> None:
+        """Take up the end of what an earlier server has read; what follows is read as ever."""
+        offset, most = self._ledger.offsets.get(self.path.name, 0), KEPT_LINES * KEPT_WIDTH
+        try:
+            with self.path.open("rb") as file:
+                file.seek(max(0, offset - most))
+                self._book.add(file.read(min(offset, most)).replace(b"\0", b""))
         except OSError:
             return
 
@@ -82,6 +116,7 @@ class SessionLog:
             self._ledger.save()
 
     def _note(self, lines: bytes) -> None:
+        self._book.add(lines)
         for match in self._backend.session_line.finditer(lines):
             self._ledger.tls = match["version"].decode(), match["cipher"].decode()
         for match in self._backend.closed_line.finditer(lines):

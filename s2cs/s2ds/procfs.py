@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from functools import cache
+from ipaddress import ip_address
 from pathlib import Path
 
 _EPOLL_ENTRY = re.compile(r"^tfd:.*\bino:([0-9a-f]+)", re.MULTILINE)
+_ESTABLISHED, _LISTEN = "01", "0A"  # in the tables of TCP
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
 
 
@@ -110,3 +113,24 @@ def _listing(directory: str) -> list[str]:
         return os.listdir(directory)  # noqa: PTH208 - names, and fast
     except OSError:
         return []
+
+
+def connections(inodes: frozenset[int]) -> Iterator[tuple[int, tuple[str, int] | None]]:
+    """Give the local port of each listening or established TCP socket among these, and its peer; None for listening."""
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = _read(table).splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            _, local, remote, state, *rest = line.split()
+            if state in (_ESTABLISHED, _LISTEN) and int(rest[5]) in inodes:
+                address, _, port = remote.partition(":")
+                peer = None if state == _LISTEN else (_address(address), int(port, 16))
+                yield int(local.rpartition(":")[2], 16), peer
+
+
+def _address(text: str) -> str:
+    """Read an address of the kernel's table: words of four bytes in the host's order."""
+    packed = b"".join(int(text[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(text), 8))
+    return str(ip_address(packed))

@@ -17,7 +17,7 @@ from s2cs.s2ds.contract import Bridge
 from s2cs.s2ds.credentials import credential_files
 from s2cs.s2ds.generations import Generations
 from s2cs.s2ds.launchers.base import Job, Launcher, Running
-from s2cs.s2ds.logs import SessionLog, last_words
+from s2cs.s2ds.logs import Book, SessionLog, last_words
 from s2cs.s2ds.meter import Ledger
 from s2cs.s2ds.ports import Listeners
 from s2cs.s2ds.proxy import Proxy, clear, handles, log_of, until_serving
@@ -41,6 +41,7 @@ class Runner:
     def __init__(
         self, means: Means, record: Record, backend: Backend, found: Found, listeners: Listeners, ledger: Ledger
     ) -> None:
+        self.book = Book()  # what its proxies print
         self.directory = means.config.directory / record.spec.id
         self.files = Generations(self.directory, backend.config, means.confinement)
         self._means = means
@@ -111,7 +112,9 @@ class Runner:
     def _left(self) -> Iterator[Proxy]:
         for _, handle in handles(self.directory):
             if (process := self._means.launcher.adopt(handle)) is not None:
-                yield self._proxy_of(process, handle)
+                proxy = self._proxy_of(process, handle)
+                proxy.log.recall()
+                yield proxy
             else:
                 self._log_of(handle).end()
                 clear(handle)
@@ -127,7 +130,7 @@ class Runner:
         return Proxy(process, self._log_of(handle), handle)
 
     def _log_of(self, handle: Path) -> SessionLog:
-        return SessionLog(log_of(handle), self._backend, self._record.spec.role, self._ledger)
+        return SessionLog(log_of(handle), self._backend, self._record.spec.role, self._ledger, self.book)
 
 
 async def _finished(work: Awaitable[None]) -> None:

@@ -17,7 +17,9 @@ from s2cs.s2ds.contract import (
     Capability,
     Change,
     Leg,
+    LegCheck,
     PreSharedKey,
+    Printed,
     Traffic,
     TunnelEvent,
     TunnelState,
@@ -30,10 +32,16 @@ from s2cs.s2ds.ports import Listeners
 from s2cs.s2ds.proxy import Proxy, until_released, until_serving
 from s2cs.s2ds.record import Record
 from s2cs.s2ds.runner import Means, Runner
+from s2cs.s2ds.trial import Trial
 from scistream.errors import FailedPrecondition, ScistreamError, Unavailable
 from scistream.x509 import way_name
 
 _LAST_LOOKS_S = 0.2  # between looks at the kernel's counters while a tunnel is stopped
+
+
+def with_children(leader: int) -> tuple[int, ...]:
+    """Give a proxy's processes."""
+    return leader, *sorted(procfs.children(leader))
 
 
 class Tunnel:
@@ -82,9 +90,7 @@ class Tunnel:
             backend=self.backend.name,
             backend_version=self._found.version,
             listeners=self.listeners.advertised,
-            pids=tuple(
-                pid for leader in running for pid in (leader, *(() if glance else sorted(procfs.children(leader))))
-            ),
+            pids=tuple(pid for leader in running for pid in ((leader,) if glance else with_children(leader))),
             restarts=self._restarts,
             reason=self._reason,
             tls_version=self._ledger.tls[0],
@@ -119,6 +125,19 @@ class Tunnel:
     def looked_at(self) -> float:
         """When the kernel's counters were read last, on the monotonic clock."""
         return self._meter.looked_at
+
+    def logs(self, lines: int) -> Printed:
+        """Give what its proxies printed last; once it has ended, too."""
+        self._read_logs()
+        return self._runner.book.last(lines)
+
+    async def verify(self, bridge: Bridge, passive: bool) -> tuple[LegCheck, ...]:
+        """Try each leg, in bounded time."""
+        leaf, anchors = self._runner.files.credentials
+        pids = tuple(pid for p in self._proxies if not p.process.ended for pid in with_children(p.process.pid))
+        listeners = tuple(zip(self.listeners.advertised, self.listeners.ports, strict=True))
+        trial = Trial(self.spec, listeners, pids, bridge, leaf, anchors, passive)
+        return await asyncio.to_thread(trial.run)
 
     def _read_logs(self) -> None:
         for proxy in self._proxies:

@@ -1,101 +1,45 @@
-"""`s2uc list`, `status`, `watch`, `renew`, `release`: sessions that are there."""
+"""`s2uc list`, `status`, `renew`, `release`: sessions that are there."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Sequence
-from contextlib import aclosing
 from dataclasses import replace
-from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from s2uc.commands.common import DURATION, UID, Command, Settings, chosen, pass_settings, perform, put, remark
+from s2uc.commands.common import DURATION, UID, Command, Settings, chosen, pass_settings, perform, remark
 from s2uc.commands.completion import gateways, uids
-from scistream.errors import NotFound, ScistreamError, Unavailable
+from s2uc.commands.looks import facts, fitted, painted, table, width
+from s2uc.commands.views import COLUMNS, SIDES, content, row, sides, why
+from scistream.errors import NotFound, ScistreamError
 from scistream.vocabulary import Role, Uid
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from s2uc.config import KnownGateway
     from s2uc.gateway import Gateway
     from scistream.proto.scistream_pb2 import SessionInfo
 
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
-_SIDES = {"PROD": "producer", "CONS": "consumer"}
 
-
-def _gateways(settings: Settings, uid: Uid) -> list[Gateway]:
+def gateways_of(settings: Settings, uid: Uid) -> list[Gateway]:
     """Give the gateways of a session that was asked for from here; of another, all that are known."""
     record = settings.config.find_session(uid)
     names = tuple(dict.fromkeys(record.gateways[role] for role in Role if role in record.gateways)) if record else ()
     return [gateway.live() for gateway in chosen(settings, names)]
 
 
-def _content(gateway: str, info: SessionInfo) -> dict[str, Any]:
-    return {
-        "uid": info.uid,
-        "gateway": gateway,
-        "role": info.role,
-        "state": info.state,
-        "reason": info.reason,
-        "owner": info.owner,
-        "backend": info.backend,
-        "backend_version": info.backend_version,
-        "num_conn": info.num_conn,
-        "rate_bytes_per_s": info.rate_bytes_per_s,
-        "listeners": list(info.listeners),
-        "prod_listeners": list(info.prod_listeners),
-        "targets": list(info.targets),
-        "created_at": info.created_at.ToDatetime(tzinfo=UTC).isoformat(),
-        "expires_at": info.expires_at.ToDatetime(tzinfo=UTC).isoformat(),
-        "labels": dict(info.labels),
-        "tls_version": info.tls_version,
-        "tls_cipher": info.tls_cipher,
-        "traffic": _traffic(info),
-        "since": info.since.ToDatetime(tzinfo=UTC).isoformat() if info.HasField("since") else None,
-        "deadline": info.deadline.ToDatetime(tzinfo=UTC).isoformat() if info.HasField("deadline") else None,
-        "restarts": info.restarts,
-        "last_death": info.last_death,
-    }
-
-
-def _traffic(info: SessionInfo) -> dict[str, int] | None:
-    """Give what the session has moved, as numbers; None where the gateway does not say."""
-    if not info.HasField("traffic"):
-        return None
-    return {field.name: getattr(info.traffic, field.name) for field in info.traffic.DESCRIPTOR.fields}
-
-
-def _moved(info: SessionInfo) -> str:
-    """Say what the session has moved."""
-    traffic = info.traffic
-    if not traffic.connections_total:
-        return ""
-    words = [
-        f"{_bytes(traffic.bytes_from_producer)} from the producer",
-        f"{_bytes(traffic.bytes_from_consumer)} from the consumer",
-        f"{traffic.connections_open} of {traffic.connections_total} connections open",
-    ]
-    if traffic.bytes_per_s:
-        words.append(f"now {_bytes(traffic.bytes_per_s)}/s")
-    return ", ".join(words)
-
-
-def _bytes(count: int) -> str:
-    """Show a count of bytes for people, in steps of a thousand."""
-    size, unit = float(count), 0
-    while size >= 1000 and unit < len(_UNITS) - 1:
-        size, unit = size / 1000, unit + 1
-    return f"{count} B" if unit == 0 else f"{size:.3g} {_UNITS[unit]}"
-
-
-def _line(gateway: str, info: SessionInfo) -> str:
-    side = _SIDES.get(info.role, info.role)
-    end = f"{info.expires_at.ToDatetime(tzinfo=UTC):%Y-%m-%d %H:%M}"
-    where = ",".join(info.listeners)
-    return f"{info.uid:<36}  {side}  {info.state:<10}  {gateway:<12}  {info.backend:<8}  {end}  {where}"
+def tabulated(found: Sequence[tuple[str, SessionInfo]], room: int) -> list[str]:
+    """Give sessions at gateways as a table, the oldest first, with the reason below each that has one."""
+    found = sorted(found, key=lambda one: (one[1].created_at.seconds, one[1].uid, one[1].role != Role.PROD))
+    lines = table(COLUMNS, [row(gateway, info) for gateway, info in found], room)
+    told = lines[:1]
+    for line, (_, info) in zip(lines[1:], found, strict=True):
+        told.append(painted(line, info.state))
+        if reason := why(info):
+            told += fitted(reason, room, "    ")
+    return told
 
 
 @click.command("list", cls=Command, example="s2uc list --gateway aps")
@@ -118,7 +62,8 @@ def list_command(settings: Settings, names: tuple[str, ...], everything: bool) -
     async def ask_all() -> list[Any]:
         return await asyncio.gather(*map(ask, known), return_exceptions=True)
 
-    content, lines, failed = [], [], None
+    shown: list[tuple[str, SessionInfo]] = []
+    failed = None
     for gateway, answer in zip(known, perform(ask_all()), strict=True):
         if isinstance(answer, ScistreamError):
             failed = failed or answer
@@ -126,11 +71,10 @@ def list_command(settings: Settings, names: tuple[str, ...], everything: bool) -
             continue
         if isinstance(answer, BaseException):
             raise answer
-        found = [info for info in answer if everything or not State(info.state).ended]
-        content += [_content(gateway.name, info) for info in found]
-        lines += [_line(gateway.name, info) for info in found]
-    settings.emit({"sessions": content}, "\n".join(lines))
-    if not lines and not failed and not settings.json:
+        shown += [(gateway.name, info) for info in answer if everything or not State(info.state).ended]
+    text = "\n".join(tabulated(shown, width())) if shown and not settings.json else ""
+    settings.emit({"sessions": [content(name, info) for name, info in shown]}, text)
+    if not shown and not failed and not settings.json:
         settings.say("no sessions" if everything else "no running sessions; --all shows those that have ended, too")
     if failed:
         click.get_current_context().exit(failed.exit_status)
@@ -143,102 +87,31 @@ def status_command(settings: Settings, uid: Uid) -> None:
     """Show one session, at both of its gateways. When one does not answer, show what the other says."""
     from s2uc import life  # noqa: PLC0415
 
-    gateways = _gateways(settings, uid)
-    answers = perform(life.survey(uid, gateways, settings.call_timeout()))
+    asked = gateways_of(settings, uid)
+    answers = perform(life.survey(uid, asked, settings.call_timeout()))
     failed = [answer for answer in answers if isinstance(answer, ScistreamError)]
     for error in failed:
         remark(f"s2uc: {error}")
     found = [
         (gateway.name, info)
-        for gateway, info in zip(gateways, answers, strict=True)
+        for gateway, info in zip(asked, answers, strict=True)
         if info and not isinstance(info, ScistreamError)
     ]
-    states = {info.state for _, info in found}
-    sides = {_SIDES[info.role]: _content(name, info) for name, info in found}
-    content = {
+    found.sort(key=lambda one: one[1].role != Role.PROD)
+    states = list(dict.fromkeys(info.state for _, info in found))
+    both = {SIDES[info.role]: content(name, info) for name, info in found}
+    answer = {
         "uid": uid,
-        "state": states.pop() if len(states) == 1 else "/".join(side["state"] for side in sides.values()),
-        "expires_at": min(side["expires_at"] for side in sides.values()),
-        "producer": sides.get("producer"),
-        "consumer": sides.get("consumer"),
+        "state": states[0] if len(states) == 1 else "/".join(side["state"] for side in both.values()),
+        "expires_at": min(side["expires_at"] for side in both.values()),
+        "producer": both.get("producer"),
+        "consumer": both.get("consumer"),
     }
-    lines = []
-    for name, info in found:
-        lines.append(_line(name, info))
-        lines += [f"    {word} {text}" for word, text in _details(info)]
-    settings.emit(content, "\n".join(lines))
+    heads = [SIDES[info.role] for _, info in found]
+    lines = [f"session {uid} is {painted('/'.join(states), states[0])}", *facts(heads, sides(found), width())]
+    settings.emit(answer, "\n".join(lines))
     if failed:
         click.get_current_context().exit(failed[0].exit_status)
-
-
-def _details(info: SessionInfo) -> list[tuple[str, str]]:
-    details = [
-        ("leads to", ", ".join(info.targets)),
-        ("moved", _moved(info)),
-        ("because", info.reason),
-        ("TLS", f"{info.tls_version} {info.tls_cipher}".strip()),
-        ("labels", ", ".join(f"{key}={value}" for key, value in sorted(info.labels.items()))),
-    ]
-    return [(word, text) for word, text in details if text]
-
-
-@click.command("watch", cls=Command, example="s2uc watch 2f1c...")
-@click.argument("uid", type=UID, required=False, shell_complete=uids)
-@pass_settings
-def watch_command(settings: Settings, uid: Uid | None) -> None:
-    """Follow a session, or all of yours that there are now, until they have ended.
-
-    A line for each event; with --json, an object a line. Exit status 1 when a session FAILED.
-    """
-    gateways = _gateways(settings, uid) if uid else [gateway.live() for gateway in chosen(settings, ())]
-    states = perform(_watch_all(settings, gateways, uid))
-    if "FAILED" in states:
-        click.get_current_context().exit(1)
-
-
-async def _watch_all(settings: Settings, gateways: Sequence[Gateway], uid: Uid | None) -> list[str]:
-    """Follow at all gateways at once; gives the last states."""
-    from s2uc.gateway import GatewayClient  # noqa: PLC0415
-    from s2uc.life import together  # noqa: PLC0415
-    from scistream.machine import State  # noqa: PLC0415
-
-    async def follow(client: GatewayClient, uid: str) -> str:
-        state = ""
-        async with aclosing(client.watch(uid)) as events:
-            async for event in events:
-                state = event.session.state
-                _show(settings, client.gateway.name, event)
-        if not state or not State(state).ended:
-            raise Unavailable(f"gateway {client.gateway.name}: it stopped reporting on session {uid}")
-        return state
-
-    async def follow_gateway(gateway: Gateway) -> list[str]:
-        async with GatewayClient(gateway, settings.call_timeout()) as client:
-            try:
-                found = await client.list(uid or "")
-            except NotFound:
-                return []
-            uids = [info.uid for info in found if uid or not State(info.state).ended]
-            return await together(*(follow(client, one) for one in uids))
-
-    seen = [state for states in await together(*map(follow_gateway, gateways)) for state in states]
-    if uid and not seen:
-        raise NotFound(f"session {uid} is not known at {' or '.join(gateway.name for gateway in gateways)}")
-    return seen
-
-
-def _show(settings: Settings, gateway: str, event: Any) -> None:
-    from scistream.proto.scistream_pb2 import SessionEvent  # noqa: PLC0415
-
-    kind = SessionEvent.Kind.Name(event.kind)
-    at = event.at.ToDatetime(tzinfo=UTC)
-    info = event.session
-    if settings.json:
-        content = _content(gateway, info)
-        put(json.dumps({"event": kind, "at": at.isoformat(), "message": event.message, "session": content}))
-        return
-    news = event.message or (", ".join(info.prod_listeners) if kind == "PROD_LISTENERS" else info.reason)
-    put(f"{at:%H:%M:%S.%f}  {info.uid}  {gateway:<12}  {_SIDES[info.role]}  {info.state:<10}  {news}".rstrip())
 
 
 @click.command("renew", cls=Command, example="s2uc renew 2f1c... --lease 8h")
@@ -249,7 +122,7 @@ def renew_command(settings: Settings, uid: Uid, lease: int) -> None:
     """Make a session live longer, with new credentials; running streams notice nothing."""
     from s2uc import life  # noqa: PLC0415
 
-    expires_at = perform(life.renew(uid, _gateways(settings, uid), lease, settings.call_timeout()))
+    expires_at = perform(life.renew(uid, gateways_of(settings, uid), lease, settings.call_timeout()))
     record = settings.config.find_session(uid)
     if record:
         settings.config.save_session(replace(record, expires_at=expires_at))
@@ -266,7 +139,7 @@ def release_command(settings: Settings, uid: Uid) -> None:
     """End a session and give everything back, at both gateways."""
     from s2uc import life  # noqa: PLC0415
 
-    gateways = _gateways(settings, uid)
+    gateways = gateways_of(settings, uid)
     try:
         answers = perform(life.release(uid, gateways, settings.call_timeout()))
     except NotFound:

@@ -79,6 +79,16 @@ class ControlStub:
                 request_serializer=scistream_dot_proto_dot_scistream__pb2.WatchRequest.SerializeToString,
                 response_deserializer=scistream_dot_proto_dot_scistream__pb2.SessionEvent.FromString,
                 _registered_method=True)
+        self.logs = channel.unary_unary(
+                '/scistream.Control/logs',
+                request_serializer=scistream_dot_proto_dot_scistream__pb2.LogsRequest.SerializeToString,
+                response_deserializer=scistream_dot_proto_dot_scistream__pb2.SessionLog.FromString,
+                _registered_method=True)
+        self.verify = channel.unary_unary(
+                '/scistream.Control/verify',
+                request_serializer=scistream_dot_proto_dot_scistream__pb2.VerifyRequest.SerializeToString,
+                response_deserializer=scistream_dot_proto_dot_scistream__pb2.Verification.FromString,
+                _registered_method=True)
 
 
 class ControlServicer:
@@ -148,6 +158,20 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def logs(self, request, context):
+        """What has become of a session so far, and what its data server's proxies printed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def verify(self, request, context):
+        """Tries the legs of an open session that begin or end at this gateway.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -195,6 +219,16 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.watch,
                     request_deserializer=scistream_dot_proto_dot_scistream__pb2.WatchRequest.FromString,
                     response_serializer=scistream_dot_proto_dot_scistream__pb2.SessionEvent.SerializeToString,
+            ),
+            'logs': grpc.unary_unary_rpc_method_handler(
+                    servicer.logs,
+                    request_deserializer=scistream_dot_proto_dot_scistream__pb2.LogsRequest.FromString,
+                    response_serializer=scistream_dot_proto_dot_scistream__pb2.SessionLog.SerializeToString,
+            ),
+            'verify': grpc.unary_unary_rpc_method_handler(
+                    servicer.verify,
+                    request_deserializer=scistream_dot_proto_dot_scistream__pb2.VerifyRequest.FromString,
+                    response_serializer=scistream_dot_proto_dot_scistream__pb2.Verification.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -440,6 +474,60 @@ class Control:
             '/scistream.Control/watch',
             scistream_dot_proto_dot_scistream__pb2.WatchRequest.SerializeToString,
             scistream_dot_proto_dot_scistream__pb2.SessionEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def logs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/scistream.Control/logs',
+            scistream_dot_proto_dot_scistream__pb2.LogsRequest.SerializeToString,
+            scistream_dot_proto_dot_scistream__pb2.SessionLog.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def verify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/scistream.Control/verify',
+            scistream_dot_proto_dot_scistream__pb2.VerifyRequest.SerializeToString,
+            scistream_dot_proto_dot_scistream__pb2.Verification.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,6 +55,10 @@ class ControlStub:
     """The caller's sessions; an operator's call lists everybody's."""
     watch: _grpc.UnaryStreamMultiCallable[_scistream_pb2.WatchRequest, _scistream_pb2.SessionEvent]
     """A session's events: first its present state, then each change, until it has ended."""
+    logs: _grpc.UnaryUnaryMultiCallable[_scistream_pb2.LogsRequest, _scistream_pb2.SessionLog]
+    """What has become of a session so far, and what its data server's proxies printed."""
+    verify: _grpc.UnaryUnaryMultiCallable[_scistream_pb2.VerifyRequest, _scistream_pb2.Verification]
+    """Tries the legs of an open session that begin or end at this gateway."""
 
 @_typing.type_check_only
 class ControlAsyncStub(ControlStub):
@@ -79,6 +83,10 @@ class ControlAsyncStub(ControlStub):
     """The caller's sessions; an operator's call lists everybody's."""
     watch: _aio.UnaryStreamMultiCallable[_scistream_pb2.WatchRequest, _scistream_pb2.SessionEvent]  # type: ignore[assignment]
     """A session's events: first its present state, then each change, until it has ended."""
+    logs: _aio.UnaryUnaryMultiCallable[_scistream_pb2.LogsRequest, _scistream_pb2.SessionLog]  # type: ignore[assignment]
+    """What has become of a session so far, and what its data server's proxies printed."""
+    verify: _aio.UnaryUnaryMultiCallable[_scistream_pb2.VerifyRequest, _scistream_pb2.Verification]  # type: ignore[assignment]
+    """Tries the legs of an open session that begin or end at this gateway."""
 
 class ControlServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -154,5 +162,21 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_scistream_pb2.SessionEvent], _abc.AsyncIterator[_scistream_pb2.SessionEvent]]:
         """A session's events: first its present state, then each change, until it has ended."""
+
+    @_abc_1.abstractmethod
+    def logs(
+        self,
+        request: _scistream_pb2.LogsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scistream_pb2.SessionLog, _abc.Awaitable[_scistream_pb2.SessionLog]]:
+        """What has become of a session so far, and what its data server's proxies printed."""
+
+    @_abc_1.abstractmethod
+    def verify(
+        self,
+        request: _scistream_pb2.VerifyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scistream_pb2.Verification, _abc.Awaitable[_scistream_pb2.Verification]]:
+        """Tries the legs of an open session that begin or end at this gateway."""
 
 def add_ControlServicer_to_server(servicer: ControlServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -21,7 +21,7 @@ import pytest
 from s2cs.store import MIGRATIONS, SqliteStore, Store
 from s2cs.users import SCOPES, Rank, Token, User
 from scistream.errors import AlreadyExists, FailedPrecondition, NotFound, PermissionDenied, ResourceExhausted
-from scistream.machine import Owner, Proof, Request, Session, State, Waits
+from scistream.machine import Change, Owner, Proof, Request, Session, State, Waits
 from scistream.vocabulary import Endpoint, Rate, Role, Uid
 
 # A session as the first version wrote it.
@@ -103,6 +103,7 @@ def session(id: str = "a", **changes: object) -> Session:
         outcome=State.EXPIRED,
         reason='a "reason"\nof two lines',
         since=1400.5,
+        changes=(Change(State.REQUESTED, 1000.25), Change(State.CLOSING, 1400.5, "its user's wish")),
     )
     return replace(whole, **changes)  # type: ignore[arg-type]
 

@@ -240,6 +240,8 @@ _METHODS = {
     "release": pb.Release,
     "renew": pb.Renew,
     "list": pb.ListRequest,
+    "logs": pb.LogsRequest,
+    "verify": pb.VerifyRequest,
 }
 
 

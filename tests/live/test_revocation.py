@@ -244,7 +244,12 @@ def test_others_sessions_by_rank(facilities: Facilities) -> None:
             ),
             "renew": pb.Renew(uid="hers", lease_s=60, trust_anchor=b"x"),
         }
-        looking = {"list": pb.ListRequest(uid="hers"), "release": pb.Release(uid="hers")}
+        looking = {
+            "list": pb.ListRequest(uid="hers"),
+            "logs": pb.LogsRequest(uid="hers"),
+            "verify": pb.VerifyRequest(uid="hers"),
+            "release": pb.Release(uid="hers"),
+        }
         for method, request in (changing | looking).items():
             with pytest.raises(grpc.RpcError) as refused:
                 getattr(mallory, method)(request)

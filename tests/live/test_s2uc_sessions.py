@@ -83,7 +83,7 @@ def test_a_session_from_request_to_release(running: Facilities, producer: Echo) 
     shown = user.s2uc("status", uid).stdout
     assert uid in shown
     assert "from the producer" in shown
-    assert "of 2 connections open" in shown
+    assert "0 open, 2 in all" in shown
 
     watching = user.start("watch", "--json", uid)
     plain = user.start("watch", uid)

@@ -47,6 +47,8 @@ def _messages() -> dict[str, bytes]:
         "renew": pb.Renew(uid="fuzz", lease_s=60, trust_anchor=ca).SerializeToString(),
         "release": pb.Release(uid="fuzz").SerializeToString(),
         "list": pb.ListRequest(uid="fuzz").SerializeToString(),
+        "logs": pb.LogsRequest(uid="fuzz", lines=9).SerializeToString(),
+        "verify": pb.VerifyRequest(uid="fuzz", passive=True).SerializeToString(),
         "describe": b"",
     }
 

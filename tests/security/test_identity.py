@@ -58,6 +58,8 @@ def _methods(uid: str) -> dict[str, Any]:
         "release": pb.Release(uid=uid),
         "list": pb.ListRequest(uid=uid),
         "watch": pb.WatchRequest(uid=uid),
+        "logs": pb.LogsRequest(uid=uid),
+        "verify": pb.VerifyRequest(uid=uid),
     }
 
 

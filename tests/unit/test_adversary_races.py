@@ -21,6 +21,8 @@ from s2cs.s2ds.contract import (
     BackendInfo,
     Bridge,
     Change,
+    LegCheck,
+    Printed,
     Reservation,
     Traffic,
     TunnelEvent,
@@ -49,6 +51,7 @@ class _DataServer:
         self.gate.set()
         self.tunnels: dict[str, tuple[Endpoint, ...]] = {}
         self.news: asyncio.Queue[TunnelEvent] = asyncio.Queue()
+        self.tried = 0
 
     async def reserve(self, spec: TunnelSpec) -> Reservation:
         await self.gate.wait()
@@ -75,6 +78,14 @@ class _DataServer:
     async def watch(self) -> AsyncIterator[TunnelEvent]:
         while True:
             yield await self.news.get()
+
+    async def logs(self, id: str, lines: int) -> Printed:
+        return Printed()
+
+    async def verify(self, id: str, bridge: Bridge, passive: bool = False) -> tuple[LegCheck, ...]:
+        await self.gate.wait()
+        self.tried += 1
+        return ()
 
     def backends(self) -> tuple[BackendInfo, ...]:
         return ()

@@ -12,6 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from scistream.errors import FailedPrecondition, InvalidArgument
 from scistream.machine import (
+    MOST_CHANGES,
     TABLE,
     Broke,
     Effect,
@@ -391,6 +392,19 @@ def test_since_when_the_state_is_moves_with_the_state_alone() -> None:
     ):
         session, _ = step(session, event, now)
         assert session.since == since
+    came = ["REQUESTED", "RESERVED", "ANNOUNCED", "CLOSING", "RELEASED"]
+    assert [change.state for change in session.changes] == came
+    assert session.changes[-2].reason == "released by its user"
+
+
+def test_a_session_remembers_its_first_state_and_the_latest() -> None:
+    session = at(State.ACTIVE)
+    for number in range(100):
+        session, _ = step(session, Exited("x" * 10_000 + str(number)), T0 + number)
+        session, _ = step(session, Started(), T0 + number)
+    assert len(session.changes) == MOST_CHANGES
+    assert (session.changes[0].state, session.changes[-1].at) == (State.REQUESTED, T0 + 99)
+    assert max(len(change.reason) for change in session.changes) <= 1000
 
 
 def test_a_death_that_overtakes_the_news_of_the_start() -> None:

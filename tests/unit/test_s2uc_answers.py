@@ -19,6 +19,9 @@ _STRICT = {  # what has to be one of some words, or an address
     "Response": {"state": "ACTIVE", "listeners": "127.0.0.1:1"},
     "AppResponse": {"state": "ACTIVE", "listeners": "127.0.0.1:1"},
     "SessionInfo": {"state": "ACTIVE", "role": "PROD", "prod_listeners": "127.0.0.1:1"},
+    "SessionLog": {"role": "PROD"},
+    "SessionChange": {"state": "ACTIVE"},
+    "Verification": {"role": "PROD"},
 }
 _ANSWERS = {method.output_type for method in pb.DESCRIPTOR.services_by_name["Control"].methods}
 
