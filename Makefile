@@ -20,7 +20,7 @@ PROVIDER_STAMP := $(PROVIDER)/node_modules/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 WHEELHOUSE := dist/wheelhouse/.made
 
-.PHONY: help demo test test-engines lint bench soak docs proto proxies provider prometheus wheelhouse clean
+.PHONY: help demo test test-engines lint bench soak docs proto proxies provider prometheus wheelhouse deb clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -65,6 +65,9 @@ provider: $(if $(shell command -v npm),$(PROVIDER_STAMP)) ## the OpenID Connect 
 	@command -v npm >/dev/null || echo "there is no npm here: tests that need an OpenID Connect provider are skipped"
 
 wheelhouse: $(WHEELHOUSE) ## what deploy/setup.sh needs to install without network, into dist/wheelhouse
+
+deb: $(RUN_STAMP) ## a Debian package of this tree, into dist
+	@deploy/deb/build.sh
 
 clean: ## remove what was made here
 	rm -rf $(VENV) $(PROVIDER)/node_modules build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -191,9 +191,10 @@ def test_ci_runs_lint_and_the_readmes_test_command() -> None:
     assert (ROOT / ".ci/run").stat().st_mode & 0o111
 
 
-@pytest.mark.parametrize(
-    "script", [*(str(p.relative_to(ROOT)) for p in sorted((ROOT / "deploy").rglob("*.sh"))), ".ci/run"]
-)
+SCRIPTS = sorted([*ROOT.glob("deploy/**/*.sh"), *ROOT.glob("deploy/deb/p*"), ROOT / ".ci/run"])
+
+
+@pytest.mark.parametrize("script", [str(path.relative_to(ROOT)) for path in SCRIPTS])
 def test_scripts_are_sound(script: str) -> None:
     shell = "bash" if script == ".ci/run" else "sh"
     subprocess.run([shell, "-n", str(ROOT / script)], check=True)

@@ -1,8 +1,8 @@
 """Run each proxy in a transient scope of systemd: with limits, accounts of its own, and nothing that escapes its end.
 
 A scope, not a service: a service would be started by systemd, which could not hand down sockets that it does not
-know (the property for that, ExtraFileDescriptors, comes with systemd 256). `systemd-run --scope` makes the scope around
-itself and becomes the proxy, with all descriptors: there is no moment in which the proxy runs outside of its unit.
+know (the property for that, ExtraFileDescriptors, is in later versions than 252). `systemd-run --scope` makes the scope
+around itself and becomes the proxy, with all descriptors: there is no moment in which it runs outside of its unit.
 """
 
 from __future__ import annotations
