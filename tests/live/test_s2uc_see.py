@@ -23,6 +23,10 @@ from typing import Any
 
 import pytest
 
+from bench import gateways as bench_gateways
+from bench.gateways import two_gateways
+from bench.place import Missing, Place
+from bench.wan import Wire, two_sites
 from scistream.vocabulary import Endpoint
 from tests.support.sessions import Echo, echo
 from tests.support.user import Facilities, User, facilities
@@ -344,3 +348,48 @@ def test_a_gateway_that_is_silent_hangs_nothing(running: Facilities, tmp_path: P
             watch.until(lambda frame: "ACTIVE" in line_of(frame, "beside", "aps"))
             watch.until(lambda frame: "gateway mute has not answered since" in frame)
             assert watch.end(signal.SIGINT) == 130
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_a_wide_area_network_with_delay_and_loss(tmp_path: Path) -> None:
+    """What status tells of the WAN is what the wire between two namespaces was made to be."""
+    try:
+        with two_sites(Wire(100, 0.001), tmp_path) as place, two_gateways(place) as (near, far):
+            _see_the_wire(place, bench_gateways.User(tmp_path / "user", near, far))
+    except Missing as error:
+        pytest.skip(str(error))
+
+
+def _see_the_wire(place: Place, user: bench_gateways.User) -> None:
+    with place.producer.inside():
+        server = socket.create_server((place.producer.address, 0))
+    with server:
+        target = f"{place.producer.address}:{server.getsockname()[1]}"
+        words = ("request", "--producer", "a", "--consumer", "b", "--uid", "far", "--prod-listeners", target, "--json")
+        made = json.loads(user.run(*words))
+        to = Endpoint.parse(made["consumer"]["listeners"][0])
+        with place.consumer.inside():
+            consumer = socket.create_connection((to.host, to.port), 30)
+        accepted, _ = server.accept()
+        ended = time.monotonic() + 12
+        reading = threading.Thread(target=lambda: [None for _ in iter(lambda: consumer.recv(1 << 20), b"")])
+        reading.start()
+        seen = {}
+        with accepted:
+            while time.monotonic() < ended:
+                accepted.sendall(bytes(1 << 20))
+                if time.monotonic() > ended - 4 and not seen:
+                    seen = json.loads(user.run("status", "far", "--json"))
+            accepted.shutdown(socket.SHUT_WR)
+        reading.join(120)
+        consumer.close()
+        traffic = seen["producer"]["traffic"]
+        assert traffic["wan_rtt_us"] >= 100_000 > traffic["lan_rtt_us"]
+        assert traffic["wan_retransmitted"] > 0
+        assert traffic["wan_congestion_window"] > 100_000
+        assert traffic["peak_bytes_per_s"] >= traffic["bytes_per_s"] > 0
+        legs = json.loads(user.run("verify", "far", "--passive", "--json"))["legs"]
+        took = [leg["elapsed_ms"] for leg in legs if leg["kind"] == "handshake"]
+        assert min(took) >= 200  # a round trip for TCP, and one for TLS 1.3
+        user.run("release", "far")
