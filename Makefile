@@ -20,7 +20,7 @@ PROVIDER_STAMP := $(PROVIDER)/node_modules/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 WHEELHOUSE := dist/wheelhouse/.made
 
-.PHONY: help demo test test-engines lint bench soak docs proto proxies provider prometheus wheelhouse deb clean
+.PHONY: help demo test test-engines lint bench soak docs screenshots proto proxies provider prometheus chromium wheelhouse deb clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -28,7 +28,7 @@ help: ## list what can be made
 demo: $(RUN_STAMP) ## two gateways on this machine, real proxies, real data
 	$(VENV)/bin/s2uc demo
 
-test: $(DEV_STAMP) proxies provider prometheus ## the whole test suite but the long runs
+test: $(DEV_STAMP) proxies provider prometheus chromium ## the whole test suite but the long runs
 	$(PY) -m pytest -m "not soak and not engines" -n $(TEST_WORKERS) --dist loadscope
 
 test-engines: $(DEV_STAMP) proxies $(WHEELHOUSE) ## what needs a booted systemd or another engine; skips what is not there
@@ -51,6 +51,9 @@ docs: $(DEV_STAMP) ## the documentation site, into site/
 	$(PY) -m tools.troubleshooting
 	$(VENV)/bin/mkdocs build --strict
 
+screenshots: $(DEV_STAMP) proxies chromium ## the pictures of the gateway's page in the docs
+	SCISTREAM_SCREENSHOTS=docs/img $(PY) -m pytest -k screenshots tests/live/test_web.py
+
 proto: $(DEV_STAMP) ## the code and the page generated from scistream.proto
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. \
 		--mypy_out=. --mypy_grpc_out=. scistream/proto/scistream.proto
@@ -58,6 +61,9 @@ proto: $(DEV_STAMP) ## the code and the page generated from scistream.proto
 
 proxies: ## Stunnel, HAProxy and Nginx from the distribution, where missing
 	@deploy/install-proxies.sh
+
+chromium: ## the browser that tests look at the gateway's page with, where it can be installed
+	@deploy/install-chromium.sh || echo "there is no Chromium: the tests that need it are skipped, and say so"
 
 prometheus: $(if $(shell command -v apt-get),$(PROMETHEUS)) ## the monitoring that tests load the alerts into, where apt is there
 

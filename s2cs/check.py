@@ -141,6 +141,8 @@ def _own_ports(settings: Settings) -> Iterator[tuple[str, Endpoint]]:
         yield "metrics port", endpoint
     if settings.network.wan_port:
         yield "WAN port", Endpoint(settings.network.wan, settings.network.wan_port)
+    for endpoint in settings.web.listen:
+        yield "port of the page", endpoint
 
 
 def _listeners(settings: Settings) -> Iterator[Finding]:

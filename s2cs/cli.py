@@ -169,7 +169,7 @@ def reload(file: Path | None) -> None:
 @click.option("--off", is_flag=True, help="Take new sessions again.")
 def drain(file: Path | None, off: bool) -> None:
     """Take no new sessions; those there are go on to their end. Outlives a restart."""
-    from s2cs.gateway import DRAINING  # noqa: PLC0415
+    from s2cs.orders import DRAINING  # noqa: PLC0415
 
     with opened(load(file)) as store:
         store.note(DRAINING, "no" if off else "yes")

@@ -66,12 +66,12 @@ class Control:
     def __init__(self, gateway: Gateway, authenticator: Authenticator, metrics: Metrics, audit: Audit) -> None:
         self._gateway = gateway
         self._counter = CallCounter(metrics)
-        self._servicer = Servicer(gateway)
+        self.servicer = Servicer(gateway)
         self._listen = gateway.settings.server.listen
         ports, most = {endpoint.port for endpoint in self._listen}, _most_connections()
-        self._connections = Connections(ports, lambda: gateway.settings.limits, most // 2)
-        bounds = Bounds(lambda: gateway.settings.limits, self._connections.prove)
-        self._door = Door(authenticator, bounds, audit, gateway.old_clients)
+        self.connections = Connections(ports, lambda: gateway.settings.limits, most // 2)
+        bounds = Bounds(lambda: gateway.settings.limits, self.connections.prove)
+        self.door = Door(authenticator, bounds, audit, gateway.old_clients)
         self._health = health.aio.HealthServicer()
         self._client_listen: tuple[Endpoint, ...] = ()
         self._server: grpc.aio.Server | None = None
@@ -88,13 +88,13 @@ class Control:
             _see_free(endpoint)
         self._server = self._made(credentials)
         self._client_listen = credentials.client_listen
-        self._connections.watch_also(endpoint.port for endpoint in credentials.client_listen)
+        self.connections.watch_also(endpoint.port for endpoint in credentials.client_listen)
 
     async def start(self) -> None:
         """Serve, and say so to those who ask for the gateway's health."""
         assert self._server is not None
         await self._server.start()
-        self._connections.start()
+        self.connections.start()
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         self._telling = asyncio.create_task(self._tell_health())
 
@@ -125,7 +125,7 @@ class Control:
             _see_free(endpoint)
         before, self._server = self._server, self._made(credentials)
         self._client_listen = credentials.client_listen
-        self._connections.watch_also(endpoint.port for endpoint in credentials.client_listen)
+        self.connections.watch_also(endpoint.port for endpoint in credentials.client_listen)
         await self._server.start()
         if before is not None:
             ending = asyncio.create_task(before.stop(_GRACE_S))
@@ -134,7 +134,7 @@ class Control:
 
     async def stop(self) -> None:
         """Stop at once: a watch never ends by itself, and what a caller asked for goes on without it."""
-        self._connections.stop()
+        self.connections.stop()
         if self._telling is not None:
             self._telling.cancel()
         await self._health.enter_graceful_shutdown()
@@ -145,8 +145,8 @@ class Control:
 
     def _made(self, credentials: Credentials) -> grpc.aio.Server:
         options = [*_OPTIONS, (_MOST, _most_connections())]
-        server = unknown.server(interceptors=[self._counter, self._door], options=options)
-        add_ControlServicer_to_server(self._servicer, server)
+        server = unknown.server(interceptors=[self._counter, self.door], options=options)
+        add_ControlServicer_to_server(self.servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         own = [(credentials.key, credentials.certificate)]

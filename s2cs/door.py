@@ -41,6 +41,9 @@ _SCOPES = {  # what each method needs; those that are not named are for any user
     "/scistream.Control/watch": "read",
     "/scistream.Control/logs": "read",
     "/scistream.Control/verify": "sessions",
+    "/scistream.Web/look": "read",
+    "/scistream.Web/kill": "admin",
+    "/scistream.Web/drain": "admin",
 }
 
 
@@ -59,15 +62,17 @@ class Door(grpc.aio.ServerInterceptor):
         if handler is None or details.method == _NOT_SERVED:
             return None
         if handler.unary_unary:
-            guarded = self._guard_unary(handler.unary_unary, handler.request_deserializer, details.method)
+            guarded = self.guard_unary(handler.unary_unary, handler.request_deserializer, details.method)
             return grpc.unary_unary_rpc_method_handler(guarded, None, handler.response_serializer)
         if handler.unary_stream:
-            guarded = self._guard_stream(handler.unary_stream, handler.request_deserializer, details.method)
+            guarded = self.guard_stream(handler.unary_stream, handler.request_deserializer, details.method)
             return grpc.unary_stream_rpc_method_handler(guarded, None, handler.response_serializer)
-        guarded = self._guard_stream(handler.stream_stream, lambda requests: requests, details.method)
+        guarded = self.guard_stream(handler.stream_stream, lambda requests: requests, details.method)
         return grpc.stream_stream_rpc_method_handler(guarded, handler.request_deserializer, handler.response_serializer)
 
-    def _guard_unary(self, inner: Any, decode: Any, method: str) -> Any:
+    def guard_unary(self, inner: Any, decode: Any, method: str) -> Any:
+        """Let a call in that has one answer; `decode` reads its message, and `method` is its path."""
+
         async def guarded(request: Any, context: Any) -> Any:
             call = self._call(context, method)
             try:
@@ -86,7 +91,9 @@ class Door(grpc.aio.ServerInterceptor):
 
         return guarded
 
-    def _guard_stream(self, inner: Any, decode: Any, method: str) -> Any:
+    def guard_stream(self, inner: Any, decode: Any, method: str) -> Any:
+        """Let a call in that has answers for as long as its caller's credentials are good."""
+
         async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
             call = self._call(context, method)
             try:

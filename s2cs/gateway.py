@@ -22,7 +22,8 @@ from s2cs.effects import reconciled
 from s2cs.housekeeping import Housekeeping
 from s2cs.lifecycle import Lifecycle
 from s2cs.live import Item, Listed, Live
-from s2cs.policy.decision import Lease, decide, usual_lease
+from s2cs.orders import Orders
+from s2cs.policy.decision import Lease, Use, decide, usual_lease
 from s2cs.policy.resolver import Resolver
 from s2cs.policy.sessions import admit_targets, backend_for, check_quota, judged, objection
 from s2cs.revocation import Revocations
@@ -59,7 +60,6 @@ from scistream.x509 import Certificate
 log = logging.getLogger(__name__)
 
 KEPT_LINES = 1000  # more than any data server keeps
-DRAINING = "draining"  # the fact in the store
 
 
 class Gateway:
@@ -79,6 +79,7 @@ class Gateway:
         shared_key = self.old_clients.shared_key
         self._lifecycle = Lifecycle(self._sessions, data_server, self.clock, self._audit, shared_key)
         self.observers = self._lifecycle.observers
+        self.orders = Orders(self._sessions, self._lifecycle, store)
         self._housekeeping = Housekeeping(
             self._lifecycle,
             self._sessions,
@@ -116,12 +117,17 @@ class Gateway:
     @property
     def draining(self) -> bool:
         """True while new sessions are refused; noted in the store, so that it outlives this process."""
-        return self._store.fact(DRAINING) == "yes"
+        return self.orders.draining
 
     @property
     def running(self) -> list[Session]:
         """The sessions that have not ended."""
         return [live.session for live in self._sessions.running]
+
+    @property
+    def held(self) -> Use:
+        """What the sessions that have not ended hold together."""
+        return self._sessions.held.all
 
     @property
     def unsaved(self) -> int:

@@ -34,7 +34,8 @@ from scistream.errors import FailedPrecondition, InvalidArgument, ScistreamError
 from scistream.x509 import check_server_certificate
 
 if TYPE_CHECKING:
-    from s2cs.web.server import Web
+    from s2cs.web.listener import Listener
+    from s2cs.web.page import Page
 
 log = logging.getLogger(__name__)
 
@@ -97,12 +98,14 @@ class _Running:
         control: Control,
         authenticator: Authenticator,
         audit: Audit,
+        page: Page | None,
     ) -> None:
         self._store = store
         self._audit = audit
         self._gateway = gateway
         self._data_server = data_server
         self.control = control
+        self._page = page
         self._authenticator = authenticator
         self._credentials = _credentials(gateway.settings)
         control.bind(self._credentials)
@@ -131,6 +134,8 @@ class _Running:
         if waiting:
             log.warning("reloaded, but %s waits for a restart", ", ".join(waiting))
         self._gateway.settings = settings
+        if self._page is not None:
+            self._page.certify()
         self._authenticator.adopt(methods)
         self._data_server.configure(local_config(settings, runtime.place(settings)))
         log.info("settings and certificate reloaded")
@@ -162,8 +167,9 @@ async def _running(settings: Settings, fingerprint: Mapping[str, Any]) -> AsyncI
         authenticator = Authenticator(_methods(settings), store, gateway.has_key)
         stack.push_async_callback(authenticator.close)
         control = Control(gateway, authenticator, metrics, audit)
-        running = _Running(store, gateway, data_server, control, authenticator, audit)
-        web = _web(gateway, metrics, stack)
+        page = _page(gateway, control, stack)
+        running = _Running(store, gateway, data_server, control, authenticator, audit, page)
+        monitoring = _monitoring(gateway, metrics, stack)
         stack.enter_context(_recording(audit, fingerprint))
         await data_server.open()
         stack.push_async_callback(_close, gateway, data_server)
@@ -172,22 +178,37 @@ async def _running(settings: Settings, fingerprint: Mapping[str, Any]) -> AsyncI
         await authenticator.open()
         await control.start()
         stack.push_async_callback(control.stop)
-        if web is not None:
-            await web.start()
-            stack.push_async_callback(web.stop)
+        for http in (monitoring, page):
+            if http is not None:
+                await http.start()
+                stack.push_async_callback(http.stop)
         yield running
 
 
-def _web(gateway: Gateway, metrics: Metrics, stack: AsyncExitStack) -> Web | None:
+def _monitoring(gateway: Gateway, metrics: Metrics, stack: AsyncExitStack) -> Listener | None:
     """Take the ports of HTTP, where there are any to take."""
     if not gateway.settings.metrics.listen:
         return None
-    from s2cs.web.server import Web  # noqa: PLC0415 - a fifth of the time to start
+    from s2cs.web.monitoring import Monitoring  # noqa: PLC0415 - a fifth of the time to start
 
-    web = Web(gateway, metrics, gateway.settings.metrics.listen)
-    web.bind()
-    stack.callback(web.close)
-    return web
+    monitoring = Monitoring(gateway, metrics, gateway.settings.metrics.listen)
+    monitoring.bind()
+    stack.callback(monitoring.close)
+    return monitoring
+
+
+def _page(gateway: Gateway, control: Control, stack: AsyncExitStack) -> Page | None:
+    """Take the ports of the page; who connects there is bounded together with who connects to the control port."""
+    listen = gateway.settings.web.listen
+    if not listen:
+        return None
+    from s2cs.web.page import Page  # noqa: PLC0415 - as above
+
+    page = Page(gateway, control.door, control.servicer)
+    page.bind()
+    stack.callback(page.close)
+    control.connections.watch_also(endpoint.port for endpoint in listen)
+    return page
 
 
 @contextmanager

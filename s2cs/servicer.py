@@ -171,13 +171,14 @@ class Servicer(ControlServicer):
         """Write a session as a part of a list, once for as long as everything about it is the same."""
         made_of = listed.session, listed.tunnel, listed.traffic, ahead
         if listed.live.told[0] != made_of:
-            info = self._info(listed.session, listed.tunnel, listed.traffic)
+            info = self.info(listed.session, listed.tunnel, listed.traffic)
             listed.live.told = made_of, pb.SessionList(sessions=[info]).SerializeToString()
         return listed.live.told[1]
 
-    def _info(
+    def info(
         self, session: Session, tunnel: TunnelStatus | None = None, traffic: Traffic | None = None
     ) -> pb.SessionInfo:
+        """Say what a session is, as lists and events have it."""
         request = session.request
         return pb.SessionInfo(
             uid=session.uid,
@@ -210,7 +211,7 @@ class Servicer(ControlServicer):
     def _event(self, item: Item) -> pb.SessionEvent:
         now = Timestamp()
         now.GetCurrentTime()
-        return pb.SessionEvent(kind=_KINDS[item.kind], at=now, session=self._info(item.session), message=item.message)
+        return pb.SessionEvent(kind=_KINDS[item.kind], at=now, session=self.info(item.session), message=item.message)
 
     def _time(self, steady: float) -> Timestamp:
         return _stamp(self._gateway.clock.wall(steady))

@@ -140,6 +140,14 @@ class MetricsSettings(Table):
     listen: tuple[Listen, ...] = ()
 
 
+class WebSettings(Table):
+    """`[web]`: the page for people, over plain HTTP on loopback and with the gateway's certificate elsewhere."""
+
+    listen: tuple[Listen, ...] = ()
+    idle: Duration = 1800  # a log-in that nobody looks with ends
+    life: Duration = 8 * 3600  # of a log-in, whatever is done with it
+
+
 class AuditSettings(Table):
     """`[audit]`: the record of who asked what."""
 
@@ -162,6 +170,7 @@ class Settings(Table):
     policy: Policy = Policy()
     auth: Auth = Auth()
     metrics: MetricsSettings = MetricsSettings()
+    web: WebSettings = WebSettings()
     audit: AuditSettings = AuditSettings()
     compat: Compat = Compat()
 
@@ -185,6 +194,7 @@ FIXED: dict[str, tuple[str, ...]] = {
     "server": ("listen", "state_dir", "runtime_dir"),
     "network": (),
     "metrics": (),
+    "web": ("listen",),
     "s2ds": ("launcher", "user"),
     "audit": (),
 }

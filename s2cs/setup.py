@@ -44,6 +44,9 @@ peers = [{peers}]  # networks of the gateways that this gateway may connect to
 
 [metrics]
 listen = [{metrics}]  # /metrics for Prometheus, /healthz and /readyz
+
+[web]
+listen = []  # the page for people: "127.0.0.1:5002", or with this gateway's certificate "10.1.0.5:5002"
 """
 _AUDIT = """
 [audit]

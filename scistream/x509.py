@@ -349,3 +349,20 @@ def check_server_certificate(certificate_pem: bytes, key_pem: bytes) -> x509.Cer
     if now < certificate.not_valid_before_utc:
         raise InvalidArgument(f"it is valid only from {certificate.not_valid_before_utc:%Y-%m-%d}; compare the clock")
     return certificate
+
+
+def names_of(certificate_pem: bytes) -> list[str]:
+    """List the host names and addresses that a server's certificate is for, in lower case.
+
+    Raises:
+        InvalidArgument: it is no certificate.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificates(certificate_pem)[0]
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    except ValueError:
+        raise InvalidArgument("it is not a certificate in PEM") from None
+    addresses = names.get_values_for_type(x509.IPAddress)
+    return [name.lower() for name in [*names.get_values_for_type(x509.DNSName), *map(str, addresses)]]

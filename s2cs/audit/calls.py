@@ -12,7 +12,8 @@ from scistream.errors import ScistreamError, Unauthenticated
 from scistream.machine import Session
 from scistream.vocabulary import Role
 
-_DECIDING = ("req", "hello", "update", "renew", "release")  # the others only tell; of them refusals are recorded
+# The others only tell; of them refusals are recorded.
+_DECIDING = ("req", "hello", "update", "renew", "release", "login", "kill", "drain")
 _ASKED = ("uid", "role", "num_conn", "rate", "rate_bytes_per_s", "backend", "lease_s", "producer", "consumer")
 _ADDRESSES = ("remote_listeners", "prod_listeners")
 _MOST_ADDRESSES = 8  # of those that were asked for and refused
@@ -28,7 +29,8 @@ class Call:
         self.session: Session | None = None
         self.caller: Caller | KeyHolder | None = None
         self._audit = audit
-        self._method = method.rpartition("/")[2]
+        service, _, self._method = method.rpartition("/")
+        self._of = "web" if service.endswith(".Web") else "call"
         self._peer = address(peer)
         self._asked: Any = None
 
@@ -59,7 +61,7 @@ class Call:
 
     def _write(self, decision: str, reason: str, facts: dict[str, object], nobody: bool = False) -> None:
         self._audit.write(
-            "login" if nobody else f"call.{self._method}",
+            "login" if nobody else f"{self._of}.{self._method}",
             caller=self.caller,
             peer=self._peer,
             session=self.session,

@@ -1,1 +1,1 @@
-"""What the gateway tells over HTTP: its metrics and its health."""
+"""What the gateway serves over HTTP: metrics and health for monitoring, and a page for people."""

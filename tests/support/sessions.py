@@ -48,12 +48,14 @@ def open_pair(
     producer: Client,
     consumer: Client,
     targets: list[str],
+    /,
     num_conn: int = 1,
     backends: tuple[str, str] = ("", ""),
+    uid: str = "",
     **more: Any,
 ) -> Opened:
     """Run the protocol's steps 1 to 7 through bare clients; more is what REQ is to ask for."""
-    uid = str(uuid.uuid4())
+    uid = uid or str(uuid.uuid4())
     ca = SessionCA.create(Uid(uid), in_an_hour())
     sides: list[tuple[Client, Role, str]] = [(producer, Role.PROD, backends[0]), (consumer, Role.CONS, backends[1])]
     answers: dict[Role, Any] = {}

@@ -16,6 +16,7 @@ from pathlib import Path
 from s2cs.s2ds.backends import BACKENDS
 from scistream.vocabulary import Endpoint
 from tests.support.gateways import Client, GatewayProcess, gateway
+from tests.support.page import with_page
 from tests.support.sessions import Opened, open_pair
 
 APPLICATIONS = "127.0.0.7"  # the address of the LAN that the gateways forward to; all else is not theirs to reach
@@ -139,6 +140,7 @@ class Siege:
     app: ProdApp
     sessions: dict[str, Opened]  # by backend
     streams: dict[str, Stream]
+    page: str  # of the producer's facility
 
     @property
     def session(self) -> Opened:
@@ -175,7 +177,8 @@ def siege(directory: Path) -> Iterator[Siege]:
     names = usable()
     streams = {name: Stream() for name in names}
     with ExitStack() as stack:
-        aps = stack.enter_context(gateway(directory / "aps", **_SETTINGS))
+        page, settings = with_page()
+        aps = stack.enter_context(gateway(directory / "aps", **_SETTINGS, **settings))
         alcf = stack.enter_context(gateway(directory / "alcf", **_SETTINGS))
         alice = aps.add_user("alice"), alcf.add_user("alice")
         mallory = aps.add_user("mallory"), alcf.add_user("mallory")
@@ -190,7 +193,7 @@ def siege(directory: Path) -> Iterator[Siege]:
             connection.sendall(b"s" + bytes([number]))
             streams[name].read(connection)
             sessions[name] = opened
-        yield Siege(aps, alcf, alice, mallory, app, sessions, streams)
+        yield Siege(aps, alcf, alice, mallory, app, sessions, streams, f"http://{page}")
         total = sum(stream.finish() for stream in streams.values())
         print(f"\n{len(names)} streams of {total / 1e6:.0f} MB together arrived whole")
         for opened in sessions.values():

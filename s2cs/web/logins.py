@@ -1,0 +1,125 @@
+"""Who is logged in to the page: in memory only, and for as long as the credentials are good."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from s2cs.auth import digest
+from scistream.errors import ResourceExhausted
+
+_MOST = 256  # log-ins
+_MOST_EACH = 8  # of one user; one more ends the oldest
+_MOST_STREAMS = 64
+_MOST_STREAMS_EACH = 4  # of one log-in: windows of one browser
+
+
+class Bounds(Protocol):
+    """How long a log-in lasts, as `[web]` has it."""
+
+    @property
+    def idle(self) -> int:
+        """Seconds that nobody looks."""
+        ...
+
+    @property
+    def life(self) -> int:
+        """Seconds in all."""
+        ...
+
+
+@dataclass(eq=False)
+class Login:
+    """One log-in: the credentials that it was made with, and its end."""
+
+    token: str = field(repr=False)
+    owner: str  # the user's id
+    began: float
+    used: float
+    streams: int = 0
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Logins:
+    """Keep log-ins by the hash of their cookie."""
+
+    def __init__(self, bounds: Callable[[], Bounds], clock: Callable[[], float] = time.monotonic) -> None:
+        """Keep none yet.
+
+        Args:
+            bounds: gives the settings in force.
+            clock: seconds.
+        """
+        self._bounds = bounds
+        self._clock = clock
+        self._by_cookie: dict[bytes, Login] = {}  # oldest first
+
+    def __len__(self) -> int:
+        return len(self._by_cookie)
+
+    def open(self, token: str, owner: str) -> str:
+        """Log a user in; the cookie, which is known nowhere else.
+
+        Raises:
+            ResourceExhausted: too many are logged in.
+        """
+        for known in list(self._by_cookie):
+            self._alive(known)
+        own = [known for known, login in self._by_cookie.items() if login.owner == owner]
+        for known in own[: max(0, len(own) - _MOST_EACH + 1)]:
+            self._end(known)
+        if len(self._by_cookie) >= _MOST:
+            raise ResourceExhausted(f"{_MOST} are logged in to this page already; wait until one has gone")
+        cookie, now = secrets.token_urlsafe(32), self._clock()
+        self._by_cookie[digest(cookie)] = Login(token, owner, now, now)
+        return cookie
+
+    def find(self, cookie: str) -> Login | None:
+        """Give the log-in of a cookie, if it has not ended; it is in use now."""
+        login = self._alive(digest(cookie))
+        if login is not None:
+            login.used = self._clock()
+        return login
+
+    def close(self, cookie: str) -> None:
+        """End a log-in, and what it looks at."""
+        self._end(digest(cookie))
+
+    def close_all(self) -> None:
+        """End them all."""
+        for cookie in list(self._by_cookie):
+            self._end(cookie)
+
+    def attach(self, login: Login) -> None:
+        """Count one more stream of a log-in.
+
+        Raises:
+            ResourceExhausted: there are too many.
+        """
+        total = sum(each.streams for each in self._by_cookie.values())
+        if login.streams >= _MOST_STREAMS_EACH or total >= _MOST_STREAMS:
+            raise ResourceExhausted("too many windows look at this page already; close one")
+        login.streams += 1
+
+    def detach(self, login: Login) -> None:
+        """Count one less."""
+        login.streams -= 1
+        login.used = self._clock()
+
+    def _alive(self, cookie: bytes) -> Login | None:
+        login, now, bounds = self._by_cookie.get(cookie), self._clock(), self._bounds()
+        if login is None:
+            return None
+        ended = login.over.is_set() or now - login.began > bounds.life
+        if ended or (not login.streams and now - login.used > bounds.idle):
+            self._end(cookie)
+            return None
+        return login
+
+    def _end(self, cookie: bytes) -> None:
+        if (login := self._by_cookie.pop(cookie, None)) is not None:
+            login.over.set()
