@@ -248,6 +248,7 @@ class DataServer(Protocol):
 
         Raises:
             NotFound: no such tunnel.
+            ResourceExhausted: too many are under way.
         """
         ...
 

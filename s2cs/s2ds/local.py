@@ -46,6 +46,7 @@ from scistream.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    ResourceExhausted,
     ScistreamError,
 )
 from scistream.vocabulary import Role, shown
@@ -57,6 +58,7 @@ __all__ = ["Interface", "LocalConfig", "LocalDataServer"]
 
 _FRESH_S = 0.5  # so old may be what `list` tells ...
 _FRESH_MOST = 64  # ... of so many tunnels; of more it tells what was counted last: a look at all takes too long to wait
+_TRIALS, _TRIAL_WAIT_S = 3, 3.0  # verifications at once: each holds a thread, and other work needs some, too
 _PRINTED_MOST = 256  # tunnels that have ended, whose proxies' words are kept: 25 MB at most
 TIDY_S = 10.0  # between looks at the proxies' logs
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -74,6 +76,7 @@ class LocalDataServer:
         self._tunnels: dict[str, Tunnel] = {}
         self._events = Events()
         self._counting = Counting()
+        self._trials = asyncio.Semaphore(_TRIALS)
         self._printed: dict[str, Printed] = {}  # what the proxies of tunnels printed that have ended
         self._lock: int | None = None
         self._background: list[asyncio.Task[None]] = []
@@ -227,7 +230,17 @@ class LocalDataServer:
 
     async def verify(self, id: str, bridge: Bridge, passive: bool = False) -> tuple[LegCheck, ...]:
         """Try each leg of a tunnel that is open."""
-        return await self._tunnel(id).verify(bridge, passive)
+        tunnel = self._tunnel(id)
+        try:
+            await asyncio.wait_for(self._trials.acquire(), _TRIAL_WAIT_S)
+        except TimeoutError:
+            raise ResourceExhausted(
+                "other sessions are being verified, and some take long; verify again in a moment"
+            ) from None
+        try:
+            return await tunnel.verify(bridge, passive)
+        finally:
+            self._trials.release()
 
     def backends(self) -> tuple[BackendInfo, ...]:
         """The backends of this node, usable or not."""

@@ -15,7 +15,7 @@ import pytest
 from s2cs.s2ds.contract import LegCheck, LegKind, Printed
 from s2cs.s2ds.local import LocalDataServer
 from s2cs.s2ds.logs import KEPT_LINES, KEPT_WIDTH, Book
-from scistream.errors import NotFound
+from scistream.errors import NotFound, ResourceExhausted
 from scistream.vocabulary import Endpoint, Role
 from tests.support.ports import ports
 from tests.support.tunnels import FLAVOURS, Session, application, calling, config, context, flavour, local
@@ -154,3 +154,24 @@ def test_what_a_proxy_prints_is_bounded_and_harmless() -> None:
     assert line.startswith(r"\x1b]0;owned\x07two")
     assert len(line) == KEPT_WIDTH
     assert book.last(0).lines == ()
+
+
+async def test_verifications_that_take_long_hold_up_nothing_else(tmp_path: Path) -> None:
+    """Whose other gateway says nothing waits; the rest of the gateway does not."""
+    session = Session()
+    mute = await asyncio.start_server(lambda reader, writer: asyncio.sleep(60), "127.0.0.1", 0)
+    async with gateways(tmp_path, "haproxy") as server:
+        cons = session.spec(Role.CONS)
+        reserved = await server.reserve(cons)
+        nowhere = session.bridge(reserved, Role.CONS, Endpoint("127.0.0.1", mute.sockets[0].getsockname()[1]))
+        await server.start(cons.id, nowhere)
+        many = [asyncio.create_task(server.verify(cons.id, nowhere)) for _ in range(8)]
+        await asyncio.sleep(0.2)
+        assert (await asyncio.wait_for(server.list(cons.id), 10))[0].id == cons.id
+        assert not any(one.done() for one in many)
+        found = await asyncio.gather(*many, return_exceptions=True)
+        refused = [one for one in found if isinstance(one, ResourceExhausted)]
+        assert len(refused) == 5
+        checks = next(one for one in found if isinstance(one, tuple))
+        assert of(checks, LegKind.HANDSHAKE)[0].fault.startswith("it does not answer")
+    mute.close()
