@@ -85,6 +85,10 @@ class Logins:
             login.used = self._clock()
         return login
 
+    def lasts(self, login: Login) -> bool:
+        """Tell whether a log-in that is looked with may go on."""
+        return not login.over.is_set() and self._clock() - login.began <= self._bounds().life
+
     def close(self, cookie: str) -> None:
         """End a log-in, and what it looks at."""
         self._end(digest(cookie))
@@ -114,8 +118,7 @@ class Logins:
         login, now, bounds = self._by_cookie.get(cookie), self._clock(), self._bounds()
         if login is None:
             return None
-        ended = login.over.is_set() or now - login.began > bounds.life
-        if ended or (not login.streams and now - login.used > bounds.idle):
+        if not self.lasts(login) or (not login.streams and now - login.used > bounds.idle):
             self._end(cookie)
             return None
         return login

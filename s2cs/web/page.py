@@ -212,7 +212,7 @@ class Page:
 
         async def frames() -> AsyncIterator[str]:
             caller = user_only(calling.get())
-            while not login.over.is_set():
+            while self._logins.lasts(login):
                 frame, seconds = await self._view.frame(caller)
                 yield frame
                 await stream.rest(seconds)
