@@ -54,9 +54,9 @@ docs: $(DEV_STAMP) ## the documentation site, into site/
 screenshots: $(DEV_STAMP) proxies chromium ## the pictures of the gateway's page in the docs
 	SCISTREAM_SCREENSHOTS=docs/img $(PY) -m pytest -k screenshots tests/live/test_web.py
 
-proto: $(DEV_STAMP) ## the code and the page generated from scistream.proto
+proto: $(DEV_STAMP) ## the code generated from the .proto files, and the page from scistream.proto
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. \
-		--mypy_out=. --mypy_grpc_out=. scistream/proto/scistream.proto
+		--mypy_out=. --mypy_grpc_out=. scistream/proto/scistream.proto s2cs/s2ds/remote/s2ds.proto
 	$(PY) -m scistream.diagram
 
 proxies: ## Stunnel, HAProxy and Nginx from the distribution, where missing

@@ -12,8 +12,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cryptography import x509
+
+import scistream
 from s2cs import runtime
 from s2cs.audit.log import directory_of
+from s2cs.data_server import link, local_config
 from s2cs.identity.authenticator import Methods
 from s2cs.identity.certificates import read_client_ca
 from s2cs.identity.settings import Auth
@@ -22,10 +26,11 @@ from s2cs.s2ds import confinement, landlock
 from s2cs.s2ds.contract import Capability
 from s2cs.s2ds.launchers import LAUNCHERS
 from s2cs.s2ds.local import LocalDataServer
+from s2cs.s2ds.remote.client import describe
 from s2cs.s2ds.router import DIRECTORY, RELAY
-from s2cs.server import local_config, read_certificate, running_pid
+from s2cs.server import read_certificate, running_pid
 from s2cs.settings import Settings
-from scistream.errors import ScistreamError
+from scistream.errors import FailedPrecondition, ScistreamError
 from scistream.vocabulary import Endpoint
 from scistream.x509 import check_server_certificate
 
@@ -50,6 +55,7 @@ def check(settings: Settings) -> list[Finding]:
         _listeners,
         _ports,
         _proxies,
+        _nodes,
         _confinement,
         _policy,
         _identity,
@@ -196,6 +202,43 @@ def _proxies(settings: Settings) -> Iterator[Finding]:
             needed = wanted == backend.name or (wanted == "auto" and not usable)
             needed |= backend.name == RELAY and settings.network.wan_port > 0
             yield Finding(not needed, f"backend {backend.name}: {backend.reason}", warning=not needed)
+
+
+def _nodes(settings: Settings) -> Iterator[Finding]:
+    """Ask each further node; one that does not answer may be back when it is needed."""
+    if not settings.s2ds.nodes:
+        return
+    yield from _lasting("certificate", settings.s2ds.certificate)
+    for node in settings.s2ds.nodes:
+        try:
+            info = asyncio.run(describe(link(settings, node)))
+        except FailedPrecondition as error:
+            yield Finding(False, str(error))
+            continue
+        except ScistreamError as error:
+            yield Finding(True, f"{error}; is s2cs s2ds running there?", warning=True)
+            continue
+        yield from _lasting(f"certificate of node {node.name}", node.certificate)
+        usable = [f"{backend.name} {backend.version}" for backend in info.backends if backend.available]
+        words = ", ".join(usable) or "no proxy can be used there"
+        yield Finding(True, f"node {node.name} at {node.address} answers: {words}", warning=not usable)
+        if info.version != scistream.__version__:
+            text = f"node {node.name} runs version {info.version}, and this is {scistream.__version__}"
+            yield Finding(True, f"{text}; install the same", warning=True)
+
+
+def _lasting(what: str, path: Path) -> Iterator[Finding]:
+    """Look at how long a certificate lasts that the two ends know by itself."""
+    try:
+        end = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+    except (OSError, ValueError):
+        yield Finding(False, f"{what} {path} cannot be read; make the node again: s2cs nodes add")
+        return
+    left = end - datetime.now(UTC)
+    if left.total_seconds() <= 0:
+        yield Finding(False, f"{what} {path} expired on {end:%Y-%m-%d}; make the node again: s2cs nodes add")
+    else:
+        yield Finding(True, f"{what} {path} is valid for {left.days} days", warning=left.days < _EXPIRY_WARNING_DAYS)
 
 
 def _confinement(settings: Settings) -> Iterator[Finding]:

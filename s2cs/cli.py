@@ -18,6 +18,7 @@ from s2cs.audit.acts import Recorded
 from s2cs.commands.audit import audit
 from s2cs.commands.common import CONTEXT, config_option, load, opened
 from s2cs.commands.doctor import doctor
+from s2cs.commands.nodes import nodes, s2ds
 from s2cs.commands.policy import policy
 from s2cs.commands.sessions import sessions
 from s2cs.commands.users import user
@@ -179,6 +180,8 @@ def drain(file: Path | None, off: bool) -> None:
 
 
 cli.add_command(audit)
+cli.add_command(nodes)
+cli.add_command(s2ds)
 cli.add_command(sessions)
 cli.add_command(policy)
 cli.add_command(user)

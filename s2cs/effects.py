@@ -43,7 +43,7 @@ async def carry_out(
             request = session.request
             spec = TunnelSpec(session.id, session.uid, session.role, request.num_conn, session.backend, request.rate)
             reservation = await server.reserve(spec)
-            return Reserved(reservation.listeners, reservation.backend, reservation.csr)
+            return Reserved(reservation.listeners, reservation.backend, reservation.csr, reservation.node)
         case Effect.START:
             await server.start(session.id, _bridge(session, shared_key))
             return Started()
@@ -67,7 +67,7 @@ def _bridge(session: Session, shared_key: Callable[[Session], PreSharedKey] | No
 def meaning(event: TunnelEvent) -> Event:
     """Say what a data server's news is to a session."""
     match event.change:
-        case Change.EXITED:
+        case Change.EXITED | Change.LOST:
             return Exited(event.reason)
         case Change.RUNNING:
             return Started()
@@ -84,7 +84,7 @@ def reconciled(session: Session, tunnel: TunnelStatus | None) -> list[Event | Ef
     if session.state is State.REQUESTED or tunnel is None or tunnel.state is TunnelState.FATAL:
         gone = tunnel.reason if tunnel else "its data server was gone when the control server started again"
         return [Broke(gone or "the control server was interrupted while it was being made")]
-    if tunnel.state is TunnelState.BACKOFF:
+    if tunnel.state in (TunnelState.BACKOFF, TunnelState.LOST):
         return [Exited(tunnel.reason)]
     if tunnel.state is TunnelState.RUNNING:
         # An update may have been saved and not done; twice does no harm.

@@ -111,7 +111,7 @@ class Gateway:
             running = self._sessions.running
             for live in running:
                 self._lifecycle.apply(live, Release("the gateway was shut down"))
-            await asyncio.gather(*(live.until(lambda session: session.state.ended) for live in running))
+            await asyncio.gather(*(self._lifecycle.ended(live) for live in running), return_exceptions=True)
         await self._housekeeping.stop()
 
     @property
@@ -150,6 +150,7 @@ class Gateway:
 
         Raises:
             AlreadyExists: the caller has a live session of that uid with other content.
+            Unavailable: an earlier session of that uid cannot be ended now.
             DeadlineExceeded: Hello was waited for and did not come; what was taken is given back.
             InvalidArgument, FailedPrecondition, PermissionDenied, ResourceExhausted: it cannot be had; nothing is kept.
         """
@@ -158,7 +159,7 @@ class Gateway:
             self.old_clients.check_blocking()
         check_request(self.settings, owner.owner, request)
         while (live := self._sessions.latest(owner.id, request.uid)) and live.session.state is State.CLOSING:
-            await live.until(lambda session: session.state.ended)
+            await self._lifecycle.ended(live)
         if live is None or live.session.state.ended:
             live = self._open(owner, request)
         elif live.session.request != request:
@@ -261,12 +262,13 @@ class Gateway:
 
         Raises:
             NotFound: no such session of this caller.
+            Unavailable: its data server cannot be reached; the order stands.
         """
         user = user_only(caller)
         live = self._sessions.find(user, uid)
         by = "its user" if live.session.owner.id == user.id else f"{user.role} {user.name}"
         self._lifecycle.apply(live, Release(f"released by {by}"))
-        return await live.until(lambda session: session.state.ended)
+        return await self._lifecycle.ended(live)
 
     async def list(self, caller: Caller | KeyHolder, uid: str = "") -> list[Listed]:
         """Give the caller's sessions, or everybody's to an operator, newest last; what they moved, where it is known.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 from s2cs.audit.log import Audit, moved
 from s2cs.clock import Clock
@@ -17,7 +18,7 @@ from s2cs.live import Live, News
 from s2cs.logs import about
 from s2cs.s2ds.contract import DataServer, PreSharedKey, Traffic
 from s2cs.sessions import Sessions
-from scistream.errors import DeadlineExceeded, FailedPrecondition, ScistreamError
+from scistream.errors import DeadlineExceeded, FailedPrecondition, ScistreamError, Unavailable
 from scistream.machine import Broke, Effect, Event, Hello, Kept, Renew, Session, State, Update, step
 from scistream.vocabulary import Role
 
@@ -110,11 +111,30 @@ class Lifecycle:
         await self.settled(live)
         session = await live.until(lambda session: session.state is not State.STARTING)
         if session.state is State.CLOSING or session.state.ended:
-            session = await live.until(lambda session: session.state.ended)
-            raise live.error or FailedPrecondition(f"session {session.uid} is {session.state}: {session.reason}")
+            error = live.error
+            with suppress(ScistreamError):
+                session = await self.ended(live)
+            raise error or FailedPrecondition(f"session {session.uid} is {session.state}: {session.reason}")
         if live.error is not None:
             raise live.error
         return session
+
+    async def ended(self, live: Live) -> Session:
+        """Wait until a session that is being ended has ended.
+
+        Raises:
+            Unavailable: its data server cannot end it now; that is tried again until it can.
+        """
+        ending = asyncio.ensure_future(live.until(lambda session: session.state.ended))
+        try:
+            while not live.session.state.ended:
+                task = live.task
+                await asyncio.wait([ending, *([task] if task else [])], return_when=asyncio.FIRST_COMPLETED)
+                if task is live.task and (task is None or task.done()) and not live.session.state.ended:
+                    raise live.error or Unavailable(f"session {live.session.uid} cannot be ended now")
+        finally:
+            ending.cancel()
+        return live.session
 
     async def hello_came(self, live: Live) -> Session:
         """Wait until a session that is RESERVED has had its Hello.
@@ -145,6 +165,7 @@ class Lifecycle:
             live.error = ScistreamError("the gateway has an internal fault; its operator finds it in the log")
             event = Kept() if effect is Effect.UPDATE else Broke(str(live.error))
         if effect in _ENDING and isinstance(event, Broke):
+            live.error = Unavailable(f"session {live.session.uid} is given back as soon as it can be: {event.reason}")
             about_it = about(live.session, reason=event.reason)
             log.warning("session %s: is stopped again soon: %s", live.session.uid, event.reason, extra=about_it)
             return  # the deadline of CLOSING stops it again

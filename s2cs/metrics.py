@@ -23,7 +23,8 @@ from prometheus_client.metrics_core import Metric
 
 import scistream
 from s2cs.compat import Old, OldClients
-from s2cs.s2ds.contract import Traffic
+from s2cs.s2ds.contract import Traffic, TunnelState
+from s2cs.s2ds.nodes import Nodes, NodeState
 from scistream.errors import ScistreamError
 from scistream.machine import Session, State
 from scistream.vocabulary import Role
@@ -109,7 +110,7 @@ class Metrics:
         found = await self._gateway.data_server.list()
         running = {session.id: session for session in self._gateway.running}  # one that ended meanwhile is counted
         for status in found:
-            if (session := running.get(status.id)) is not None:
+            if (session := running.get(status.id)) is not None and status.state is not TunnelState.LOST:
                 self._moved(session, status.traffic)
         return generate_latest(self._registry)
 
@@ -183,6 +184,8 @@ class _GatewayCollector:
         for backend in gateway.data_server.backends():
             available.add_metric([backend.name], backend.available)
         yield available
+        if isinstance(gateway.data_server, Nodes):
+            yield from _nodes(gateway.data_server.states())
 
 
 def _sessions(running: Iterable[Session]) -> Metric:
@@ -202,6 +205,29 @@ def _old_clients(found: OldClients) -> Metric:
     for old in Old:
         family.add_metric([old], found.counts[old])
     return family
+
+
+def _nodes(states: Iterable[NodeState]) -> Iterator[Metric]:
+    """Tell of each node of the settings: as few as these, whatever users do."""
+
+    def family(name: str, help: str, *labels: str) -> GaugeMetricFamily:
+        return GaugeMetricFamily(f"scistream_node_{name}", help, labels=["node", *labels])
+
+    up = family("up", "1 while a gateway node is in touch.")
+    draining = family("draining", "1 while a node takes no new sessions.")
+    sessions = family("sessions", "Sessions on a node that have not ended.")
+    reserved = family("rate_reserved_bytes_per_second", "The rate that sessions on a node have reserved.")
+    limit = family("rate_limit_bytes_per_second", "The rate that can be reserved on a node; 0 is no limit.")
+    ports = family("ports_free", "Listeners that could still be reserved on a node; none while it is lost.", "side")
+    for state in states:
+        up.add_metric([state.name], not state.lost)
+        draining.add_metric([state.name], state.drained)
+        sessions.add_metric([state.name], state.tunnels)
+        reserved.add_metric([state.name], state.reserved)
+        limit.add_metric([state.name], state.capacity)
+        for role, side in _SIDES.items():
+            ports.add_metric([state.name, side], state.free_ports[role])
+    yield from (up, draining, sessions, reserved, limit, ports)
 
 
 def _gauge(name: str, help: str, value: float) -> Metric:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from s2cs.node_settings import NodeSettings
 from s2cs.settings import Settings
 from scistream.errors import FailedPrecondition
 
@@ -20,7 +21,7 @@ _LINK = "tunnels"
 _SYSTEM_USERS = 1000  # below; systemd-logind removes what others leave in shared memory when they log out (RemoveIPC)
 
 
-def tunnels(settings: Settings) -> Path:
+def tunnels(settings: Settings | NodeSettings) -> Path:
     """Find the data server's directory, and make it where there is none.
 
     Raises:
@@ -62,7 +63,7 @@ def in_memory(path: Path) -> bool:
     return next((mounts[each] for each in (path, *path.parents) if each in mounts), "") in ("tmpfs", "ramfs")
 
 
-def forget(settings: Settings) -> None:
+def forget(settings: Settings | NodeSettings) -> None:
     """Remove the directory, and the link to it, when no session is left in it."""
     link = settings.server.state_dir / _LINK
     if settings.server.runtime_dir == "auto" and link.is_symlink():
@@ -73,7 +74,7 @@ def forget(settings: Settings) -> None:
                 shutil.rmtree(directory)
 
 
-def place(settings: Settings) -> Path:
+def place(settings: Settings | NodeSettings) -> Path:
     """Say where keys are, or would be."""
     if settings.server.runtime_dir != "auto":
         return settings.server.runtime_dir

@@ -19,14 +19,16 @@ from s2cs import notify, runtime
 from s2cs.audit.acts import account
 from s2cs.audit.log import Audit
 from s2cs.control import Control, Credentials
+from s2cs.data_server import data_server as data_server_of
+from s2cs.data_server import local_config
 from s2cs.gateway import Gateway
 from s2cs.identity.authenticator import Authenticator, Methods
 from s2cs.identity.certificates import read_client_ca
 from s2cs.metrics import Metrics
 from s2cs.policy.sessions import objections
 from s2cs.s2ds.confinement import keep_keys_in
-from s2cs.s2ds.launchers.base import Limits
-from s2cs.s2ds.local import Interface, LocalConfig, LocalDataServer
+from s2cs.s2ds.local import LocalDataServer
+from s2cs.s2ds.nodes import Nodes
 from s2cs.settings import Settings, succeed
 from s2cs.settings_file import fingerprint, load
 from s2cs.store import SqliteStore, Store
@@ -94,7 +96,7 @@ class _Running:
         self,
         store: Store,
         gateway: Gateway,
-        data_server: LocalDataServer,
+        data_server: LocalDataServer | Nodes,
         control: Control,
         authenticator: Authenticator,
         audit: Audit,
@@ -161,7 +163,7 @@ async def _running(settings: Settings, fingerprint: Mapping[str, Any]) -> AsyncI
         stack.callback(store.close)
         stack.callback(runtime.forget, settings)
         audit = Audit.of(settings)
-        data_server = LocalDataServer(local_config(settings, runtime.tunnels(settings)))
+        data_server = data_server_of(settings, store)
         gateway = Gateway(settings, store, data_server, audit)
         metrics = Metrics(gateway)
         authenticator = Authenticator(_methods(settings), store, gateway.has_key)
@@ -222,35 +224,11 @@ def _recording(audit: Audit, fingerprint: Mapping[str, Any]) -> Iterator[None]:
         audit.close("gateway.stop")
 
 
-async def _close(gateway: Gateway, data_server: LocalDataServer) -> None:
+async def _close(gateway: Gateway, data_server: LocalDataServer | Nodes) -> None:
     if gateway.settings.server.on_shutdown == "keep":
-        data_server.let_go()
+        await data_server.leave()
     else:
         await data_server.close()
-
-
-def local_config(settings: Settings, directory: Path) -> LocalConfig:
-    """Say how the data server of this node is to be, as the settings have it, with its files in a directory."""
-    network, s2ds = settings.network, settings.s2ds
-    return LocalConfig(
-        directory=directory,
-        lan=Interface(network.lan, network.lan_advertise or network.lan),
-        wan=Interface(network.wan, network.wan_advertise or network.wan),
-        ports=network.ports,
-        wan_port=network.wan_port,
-        backend=s2ds.backend,
-        launcher=s2ds.launcher,
-        limits=Limits(s2ds.memory_bytes, s2ds.tasks, s2ds.cpu_weight),
-        user=s2ds.user,
-        programs={str(name): path for name, path in s2ds.programs.items()},
-        buffer_bytes=s2ds.buffer_bytes,
-        in_flight=round(network.bandwidth.bytes_per_s * network.rtt),
-        ciphers=tuple(s2ds.ciphers),
-        grace_s=s2ds.grace,
-        start_timeout_s=s2ds.start_timeout,
-        count_s=s2ds.count_period,
-        max_restarts=s2ds.max_restarts,
-    )
 
 
 def _locked(directory: Path) -> IO[str]:

@@ -187,6 +187,7 @@ class Servicer(ControlServicer):
             reason=session.reason,
             owner=session.owner.name,
             backend=session.backend,
+            node=session.node,
             backend_version=tunnel.backend_version if tunnel else "",
             protocol=request.protocol,
             num_conn=request.num_conn,

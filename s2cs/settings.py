@@ -19,6 +19,8 @@ from s2cs.s2ds.config import WITH_PSK
 from s2cs.tables import Duration, Listen, Table, read_by
 from scistream.vocabulary import Endpoint, PortRange, Rate, parse_round_trip
 
+NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")  # part of a DNS name
+LOCAL = "local"  # how this host is called among the nodes
 GATEWAY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -61,8 +63,8 @@ class NetworkSettings(Table):
     rtt: Annotated[float, read_by(parse_round_trip)] = 0.05  # seconds, to the other facility
 
 
-class DataServerSettings(Table):
-    """`[s2ds]`: the proxies."""
+class Proxies(Table):
+    """`[s2ds]` of a gateway node: the proxies."""
 
     backend: Literal["auto"] | BackendName = "auto"
     launcher: Literal["process", "systemd"] = "process"
@@ -77,6 +79,35 @@ class DataServerSettings(Table):
     start_timeout: Duration = 10
     count_period: Duration = 5  # between looks at the kernel's counters of open connections
     max_restarts: Annotated[int, Field(ge=0, le=1000)] = 5  # within a minute, before a session FAILs
+
+
+class Node(Table):
+    """`[[s2ds.nodes]]`: a further gateway node of this facility."""
+
+    name: Annotated[str, Field(pattern=rf"^{NODE_NAME.pattern}$")]
+    address: Listen  # in the LAN, where its `s2cs s2ds` listens
+    certificate: Path  # the node's own, PEM; it is known by this one alone
+    lan: Address  # of the node, as its own settings have them: nothing is forwarded there that is not named alone
+    wan: Address
+    rate: Annotated[Rate, read_by(Rate.parse)] = Rate()  # that its sessions may reserve together; 0 is no limit
+
+
+class DataServerSettings(Proxies):
+    """`[s2ds]`: the proxies, here and on further nodes."""
+
+    local: bool = True  # this host takes sessions, too
+    nodes: tuple[Node, ...] = ()
+    certificate: Path = Path("certs/s2ds.crt")  # with which S2CS proves itself to its nodes
+    key: Path = Path("certs/s2ds.key")
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> DataServerSettings:
+        names = [LOCAL, *(node.name for node in self.nodes)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"nodes have the same name {', '.join(twice)}; {LOCAL} is this host, give each its own")
+        if not self.local and not self.nodes:
+            raise ValueError("local is false and there are no nodes; sessions need at least one of them")
+        return self
 
 
 class Limits(Table):
@@ -195,7 +226,7 @@ FIXED: dict[str, tuple[str, ...]] = {
     "network": (),
     "metrics": (),
     "web": ("listen",),
-    "s2ds": ("launcher", "user"),
+    "s2ds": ("launcher", "user", "local", "nodes", "certificate", "key"),
     "audit": (),
 }
 

@@ -10,7 +10,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -18,6 +18,8 @@ from s2cs.settings import Settings
 from s2cs.tables import Table
 from scistream.errors import ScistreamError
 from scistream.vocabulary import shown
+
+Kind = TypeVar("Kind", bound=Table)
 
 SEARCHED = (Path("s2cs.toml"), Path("/etc/scistream/s2cs.toml"))
 
@@ -36,7 +38,15 @@ def load(file: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
     Raises:
         SettingsError: no file, not TOML, or anything in it that is not accepted.
     """
-    file = located(file)
+    return read(located(file), Settings, environ)
+
+
+def read(file: Path, kind: type[Kind], environ: Mapping[str, str] = os.environ) -> Kind:
+    """Read and validate settings of a kind.
+
+    Raises:
+        SettingsError: not TOML, or anything in it that is not accepted.
+    """
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -45,11 +55,11 @@ def load(file: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
         raise SettingsError(f"settings {file} are not TOML: {error}") from None
     _override(tables, environ)
     try:
-        settings = Settings.model_validate(tables)
+        settings = kind.model_validate(tables)
     except ValidationError as error:
-        faults = [f"{file}: {_sentence(fault)}" for fault in error.errors()]
+        faults = [f"{file}: {_sentence(fault, kind)}" for fault in error.errors()]
         raise SettingsError("\n".join(dict.fromkeys(faults))) from None
-    found: Settings = _absolute(settings, file.resolve().parent)
+    found: Kind = _absolute(settings, file.resolve().parent)
     return found
 
 
@@ -97,9 +107,9 @@ def _override(tables: dict[str, Any], environ: Mapping[str, str]) -> None:
             section[key] = value
 
 
-def _sentence(fault: Any) -> str:
+def _sentence(fault: Any, kind: type[Table]) -> str:
     parts = [part for part in fault["loc"] if not str(part).startswith("function-")]
-    place, table, keys = _place(parts)
+    place, table, keys = _place(parts, kind)
     if fault["type"] == "extra_forbidden":
         what = f"{place} {keys[0]}: unknown key" if place else f"[{keys[0]}]: unknown table"
         return f"{what}; accepted are {', '.join(table.model_fields)}"
@@ -108,9 +118,8 @@ def _sentence(fault: Any) -> str:
     return f"{' '.join([place or '[settings]', *map(str, keys[:1])])}: {found}{message[0].lower()}{message[1:]}"
 
 
-def _place(parts: list[int | str]) -> tuple[str, type[BaseModel], list[int | str]]:
+def _place(parts: list[int | str], table: type[BaseModel]) -> tuple[str, type[BaseModel], list[int | str]]:
     """Find the table that a fault is in: its name as it is in the file, its type, and what of the place is left."""
-    table: type[BaseModel] = Settings
     names: list[str] = []
     rest, number = list(parts), ""
     kind: object = None

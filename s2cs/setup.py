@@ -70,7 +70,12 @@ def lan_network(address: str) -> str:
     return str(ipaddress.ip_network(address))
 
 
-def _address(option: str, text: str) -> str:
+def address_of(option: str, text: str) -> str:
+    """Read an option's IP address.
+
+    Raises:
+        InvalidArgument: it is none, or stands for all.
+    """
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
@@ -103,7 +108,7 @@ def initialise(
         InvalidArgument: an option's value cannot be used.
         FailedPrecondition: the directory cannot be written.
     """
-    lan, wan = _address("--lan", lan), _address("--wan", wan)
+    lan, wan = address_of("--lan", lan), address_of("--wan", wan)
     session_ports = PortRange.parse(ports)
     name = name or socket.gethostname().partition(".")[0]
     if not GATEWAY_NAME.fullmatch(name):
@@ -156,10 +161,10 @@ def _write_all(directory: Path, state: Path, settings: str, name: str, names: li
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     ca = DevelopmentCA.create(name)
     certificate, key = ca.issue_server(names, datetime.now(UTC) + timedelta(days=_DAYS))
-    _write(certs / "ca.crt", ca.certificate.pem, 0o644)
-    _write(certs / "ca.key", ca.key.pem, 0o600)
-    _write(certs / "server.crt", certificate.pem, 0o644)
-    _write(certs / "server.key", key.pem, 0o600)
+    write_whole(certs / "ca.crt", ca.certificate.pem, 0o644)
+    write_whole(certs / "ca.key", ca.key.pem, 0o600)
+    write_whole(certs / "server.crt", certificate.pem, 0o644)
+    write_whole(certs / "server.key", key.pem, 0o600)
     store = SqliteStore(state / "s2cs.db")
     try:
         if any(user.name == "admin" for user in store.users.all()):
@@ -168,11 +173,11 @@ def _write_all(directory: Path, state: Path, settings: str, name: str, names: li
         store.users.add(User.new("admin", Rank.ADMIN), Token.new(digest(token)))
     finally:
         store.close()
-    _write(directory / "token", f"{token}\n".encode(), 0o600)
-    _write(directory / "s2cs.toml", settings.encode(), 0o644)  # last: what is there is whole
+    write_whole(directory / "token", f"{token}\n".encode(), 0o600)
+    write_whole(directory / "s2cs.toml", settings.encode(), 0o644)  # last: what is there is whole
 
 
-def _write(path: Path, content: bytes, mode: int) -> None:
+def write_whole(path: Path, content: bytes, mode: int) -> None:
     """Write a file whole, never readable by more than it may be."""
     draft = path.with_name(f".{path.name}.new")
     draft.unlink(missing_ok=True)

@@ -56,6 +56,8 @@ MIGRATIONS = (
     "ALTER TABLE users ADD COLUMN used_at REAL NOT NULL DEFAULT 0;",
     # What an operator has ended: the running gateway carries it out.
     "CREATE TABLE revocations (session_id TEXT PRIMARY KEY, reason TEXT NOT NULL) STRICT;",
+    # Sessions are on one of several nodes; those there are, on this host.
+    "UPDATE sessions SET body = json_set(body, '$.node', '');",
 )
 
 
@@ -238,6 +240,7 @@ def _dump(session: Session) -> str:
         "state": session.state,
         "deadline": None if session.state.ended else session.deadline,
         "backend": session.backend,
+        "node": session.node,
         "listeners": [str(x) for x in session.listeners],
         "csr": base64.b64encode(session.csr).decode(),
         "prod_listeners": [str(x) for x in session.prod_listeners],
@@ -278,6 +281,7 @@ def _load(text: str) -> Session:
         state=State(body["state"]),
         deadline=float("inf") if body["deadline"] is None else body["deadline"],
         backend=body["backend"],
+        node=body["node"],
         listeners=parse_endpoints(body["listeners"]),
         csr=base64.b64decode(body["csr"]),
         prod_listeners=parse_endpoints(body["prod_listeners"]),

@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from s2cs.policy.addresses import Address, own_addresses, plain
+from s2cs.policy.addresses import Address, plain
 from s2cs.policy.decision import Forward, Lease, decide
+from s2cs.policy.sessions import ours
 from s2cs.settings import Settings
 from scistream.errors import FailedPrecondition, InvalidArgument
 from scistream.machine import Owner, Proof, Request, Session
@@ -47,7 +48,7 @@ def check_request(settings: Settings, user: Owner, request: Request) -> None:
             raise InvalidArgument(f"label {shown(key)}={shown(value)} is not KEY=VALUE in printable characters")
     if request.role is Role.PROD and (producer := _address(request.producer)) is not None:
         # Refused at once instead of at Hello. A name is looked up there, and only there.
-        decide(settings, user, Forward(Role.PROD, producer[0], producer[1], own=own_addresses())).require()
+        decide(settings, user, Forward(Role.PROD, producer[0], producer[1], own=ours(settings))).require()
 
 
 def _address(text: str) -> tuple[Address, int] | None:

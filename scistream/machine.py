@@ -24,7 +24,7 @@ class State(StrEnum):
     ANNOUNCED = "ANNOUNCED"  # the application has said Hello; waits for UpdateTargets
     STARTING = "STARTING"  # the data server starts
     ACTIVE = "ACTIVE"  # the way is open
-    RECOVERING = "RECOVERING"  # the proxy died and is being restarted on its sockets
+    RECOVERING = "RECOVERING"  # the proxy died and is being restarted on its sockets, or its node is out of sight
     CLOSING = "CLOSING"  # everything is being given back
     RELEASED = "RELEASED"  # ended by somebody: its user, or who may
     EXPIRED = "EXPIRED"  # ended by a time-out or the end of its lease
@@ -57,6 +57,7 @@ class Reserved:
     listeners: tuple[Endpoint, ...]
     backend: str
     csr: bytes
+    node: str = ""  # where, if the gateway has several
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The proxy died; the data server restarts it."""
+    """The proxy died, and the data server restarts it; or its node is lost, and may be back."""
 
     reason: str
 
@@ -209,6 +210,7 @@ class Session:
     state: State = State.REQUESTED
     deadline: float = 0.0
     backend: str = ""
+    node: str = ""
     listeners: tuple[Endpoint, ...] = ()
     csr: bytes = b""
     prod_listeners: tuple[Endpoint, ...] = ()
@@ -386,7 +388,14 @@ def _absorb(session: Session, event: Event, state: State) -> Session:
         return _closed(session) if isinstance(event, Stopped) else session
     match event:
         case Reserved():
-            return replace(session, state=state, listeners=event.listeners, backend=event.backend, csr=event.csr)
+            return replace(
+                session,
+                state=state,
+                listeners=event.listeners,
+                backend=event.backend,
+                csr=event.csr,
+                node=event.node,
+            )
         case Hello():
             return _absorb_hello(session, event, state)
         case Update():

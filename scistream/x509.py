@@ -277,19 +277,42 @@ class DevelopmentCA:
         return Certificate(leaf), key
 
 
+def node_name(name: str) -> str:
+    """Name a gateway node, as its certificate does (a DNS name)."""
+    return f"{name}.node.scistream.internal"
+
+
+def pinned(name: str, usage: x509.ObjectIdentifier, not_after: datetime) -> tuple[Certificate, PrivateKey]:
+    """Make a key and a certificate that others know themselves: it is its own issuer, and can issue no other.
+
+    Args:
+        name: DNS name.
+        usage: SERVER_AUTH or CLIENT_AUTH of `ExtendedKeyUsageOID`.
+        not_after: its end (UTC).
+    """
+    key = PrivateKey.generate()
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+    builder = (
+        _builder(subject, subject, key.key.public_key(), None, not_after, is_ca=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([usage]), critical=True)
+    )
+    return Certificate(builder.sign(key.key, hashes.SHA256())), key
+
+
 def _builder(
     subject: x509.Name,
     issuer: x509.Name,
     public_key: CertificatePublicKeyTypes,
     anchor: x509.Certificate | None,
     not_after: datetime | None = None,
+    is_ca: bool = False,
 ) -> x509.CertificateBuilder:
-    """Start a certificate with what a CA (no anchor) and a leaf (an anchor) have in common."""
+    """Start a certificate with what one with an anchor and one that is its own have in common."""
     now = datetime.now(UTC)
     if anchor is not None:
         not_after = min(not_after or anchor.not_valid_after_utc, anchor.not_valid_after_utc)
     assert not_after is not None
-    is_ca = anchor is None
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -323,7 +346,7 @@ def _builder(
 
 
 def _self_signed(name: x509.Name, key: PrivateKey, not_after: datetime) -> Certificate:
-    builder = _builder(name, name, key.key.public_key(), None, not_after)
+    builder = _builder(name, name, key.key.public_key(), None, not_after, is_ca=True)
     return Certificate(builder.sign(key.key, hashes.SHA256()))
 
 

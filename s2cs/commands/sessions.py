@@ -67,6 +67,7 @@ def _show(file: Path | None, everything: bool, as_json: bool) -> None:
                 "state": s.state,
                 "owner": s.owner.name,
                 "backend": s.backend,
+                "node": s.node,
                 "listeners": [str(x) for x in s.listeners],
                 "targets": [str(x) for x in s.targets],
                 "created_at": utc(clock.wall(s.created_at)),

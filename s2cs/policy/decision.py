@@ -243,7 +243,7 @@ def _not_ever(settings: Settings, asked: Forward) -> str:
     if reason := never(asked.address):
         return reason
     mine = is_own(asked.address, asked.own)
-    for listen in _listens(settings):
+    for listen in (*_listens(settings), *(node.address for node in settings.s2ds.nodes)):
         anywhere = listen.ip is None or listen.ip.is_unspecified
         if asked.port == listen.port and (asked.address == listen.ip or (mine and anywhere)):
             return "one of this gateway's own control ports"

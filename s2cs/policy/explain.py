@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from s2cs.policy.addresses import own_addresses
 from s2cs.policy.decision import Decision, Forward, Open, Place, decide, rule_of
 from s2cs.policy.resolver import Resolver
+from s2cs.policy.sessions import ours
 from s2cs.settings import Settings
 from s2cs.settings_file import SEARCHED
 from scistream.machine import Owner
@@ -60,7 +60,7 @@ class Explainer:
             InvalidArgument: a name does not resolve here.
             DeadlineExceeded: the resolver does not answer.
         """
-        resolver, own, answers = Resolver(), own_addresses(), []
+        resolver, own, answers = Resolver(), ours(self._settings), []
         for endpoint in endpoints:
             decisions = [
                 decide(self._settings, user, Forward(role, address, endpoint.port, endpoint.host, own))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import Container, Iterable
 
 from s2cs.auth import Caller, KeyHolder
@@ -87,7 +88,7 @@ async def admit_targets(
     if faults := [each for each in found if isinstance(each, BaseException)]:
         raise faults[0]  # when all have answered: no look-up is left behind
     addresses = dict(zip(hosts, found, strict=True))
-    own = own_addresses()
+    own = ours(settings)
     admitted = []
     for endpoint in asked:
         ways = addresses[endpoint.host]
@@ -105,9 +106,16 @@ async def admit_targets(
     return tuple(admitted)
 
 
+def ours(settings: Settings) -> frozenset[Address]:
+    """Find the addresses of this host, and of the gateway's further nodes."""
+    nodes = settings.s2ds.nodes
+    found = {plain(ipaddress.ip_address(address)) for node in nodes for address in (node.lan, node.wan)}
+    return own_addresses() | found | {plain(node.address.ip) for node in nodes if node.address.ip}
+
+
 def objections(settings: Settings, running: Iterable[Session]) -> list[str]:
     """Name the sessions that the settings would not allow any more, each with its owner and what forbids it."""
-    own = own_addresses()
+    own = ours(settings)
     found = [(session, objection(settings, session.owner, session, own)) for session in running]
     return [f"{s.uid} of {s.owner.name} ({decision.rule})" for s, decision in found if decision is not None]
 
@@ -116,7 +124,7 @@ def objection(
     settings: Settings, user: Owner, session: Session, own: frozenset[Address] | None = None
 ) -> Decision | None:
     """Find what the settings have against a session that is there already; None when nothing."""
-    own = own_addresses() if own is None else own
+    own = ours(settings) if own is None else own
     request = session.request
     actions: list[Open | Forward] = [Open(request.num_conn, request.rate, backend=session.backend)]
     actions += [Forward(session.role, plain(x.ip), x.port, own=own) for x in session.targets if x.ip is not None]

@@ -65,6 +65,7 @@ class Reservation:
     backend: str
     listeners: tuple[Endpoint, ...]  # as the other side is to reach them
     csr: bytes  # PKCS#10, DER
+    node: str = ""  # where, if there are several
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ class TunnelState(StrEnum):
     BACKOFF = "BACKOFF"  # died; will be started again on the same sockets
     STOPPING = "STOPPING"
     FATAL = "FATAL"  # died too often; stop() gives back what is left
+    LOST = "LOST"  # its node is out of sight; what it carries may go on
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,7 @@ class Change(StrEnum):
     EXITED = "EXITED"  # died, is being restarted
     RUNNING = "RUNNING"  # back
     FATAL = "FATAL"  # given up
+    LOST = "LOST"  # its node is out of sight; what it carries may go on
 
 
 @dataclass(frozen=True, slots=True)

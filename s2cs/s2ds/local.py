@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from signal import Signals
@@ -24,12 +24,11 @@ from s2cs.s2ds.contract import (
     Printed,
     Reservation,
     Traffic,
-    TunnelEvent,
     TunnelSpec,
     TunnelStatus,
 )
 from s2cs.s2ds.counting import Counting
-from s2cs.s2ds.events import Events
+from s2cs.s2ds.events import Events, Watch
 from s2cs.s2ds.files import room
 from s2cs.s2ds.generations import entrust
 from s2cs.s2ds.launchers import LAUNCHERS
@@ -139,6 +138,10 @@ class LocalDataServer:
             if isinstance(fault, BaseException):
                 raise fault
 
+    async def leave(self) -> None:
+        """Close, and leave all tunnels running."""
+        self.let_go()
+
     def let_go(self) -> None:
         """Close, and leave all tunnels running for the server that opens the directory next."""
         for task in self._background:
@@ -178,8 +181,13 @@ class LocalDataServer:
             listeners.close()
             shutil.rmtree(directory, ignore_errors=True)
             raise
-        self._tunnels[spec.id] = self._tunnel_of(record, backend, found, listeners)
-        return Reservation(backend.name, listeners.advertised, record.key.csr(spec.uid, spec.role))
+        tunnel = self._tunnels[spec.id] = self._tunnel_of(record, backend, found, listeners)
+        return tunnel.reservation
+
+    def reserved(self, spec: TunnelSpec) -> Reservation | None:
+        """Give the answer to `reserve` once more, where a tunnel of that spec is still as it was then."""
+        tunnel = self._tunnels.get(spec.id)
+        return tunnel.reservation if tunnel is not None and tunnel.waits_as(spec) else None
 
     async def start(self, id: str, bridge: Bridge) -> None:
         """Open the way; return when connections are served."""
@@ -217,7 +225,7 @@ class LocalDataServer:
             await self._counting.look(stale)
         return tuple(tunnel.status(glance=len(wanted) > _FRESH_MOST) for tunnel in wanted)
 
-    def watch(self) -> AsyncIterator[TunnelEvent]:
+    def watch(self) -> Watch:
         """Follow what happens to tunnels, from this call on."""
         return self._events.watch()
 

@@ -20,8 +20,10 @@ from s2cs.s2ds.contract import (
     LegCheck,
     PreSharedKey,
     Printed,
+    Reservation,
     Traffic,
     TunnelEvent,
+    TunnelSpec,
     TunnelState,
     TunnelStatus,
 )
@@ -78,6 +80,18 @@ class Tunnel:
         self._lock = asyncio.Lock()  # one change of the process at a time
         self._work: set[asyncio.Task[None]] = set()  # all that stop() has to interrupt
         self._stopping: asyncio.Task[None] | None = None
+
+    @property
+    def reservation(self) -> Reservation:
+        """What was reserved."""
+        spec = self.spec
+        return Reservation(self.backend.name, self.listeners.advertised, self._record.key.csr(spec.uid, spec.role))
+
+    def waits_as(self, spec: TunnelSpec) -> bool:
+        """Tell whether it was reserved as this asks for, and not started."""
+        wanted = replace(spec, backend=self.spec.backend)  # which may have been left to the data server
+        same_backend = spec.backend in ("auto", self.backend.name)
+        return self._state is TunnelState.RESERVED and self.spec == wanted and same_backend
 
     def status(self, glance: bool = False) -> TunnelStatus:
         """Give the tunnel as `list` shows it; at a glance, as it was last looked at, and without its workers."""

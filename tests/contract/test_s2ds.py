@@ -7,13 +7,16 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from s2cs.s2ds.contract import Change, DataServer, TunnelState
 from s2cs.s2ds.launchers import LAUNCHERS
+from s2cs.s2ds.remote.client import Link, RemoteDataServer
 from s2cs.s2ds.router import DIRECTORY
 from scistream.errors import (
     AlreadyExists,
@@ -25,10 +28,13 @@ from scistream.errors import (
     Unavailable,
 )
 from scistream.vocabulary import Endpoint, PortRange, Role
+from tests.support.nodes import NodeProcess
+from tests.support.nodes import node as node_process
 from tests.support.ports import ports
 from tests.support.tunnels import (
     FLAVOURS,
     ONE_PORT,
+    Flavour,
     Session,
     answering,
     application,
@@ -48,8 +54,17 @@ NOBODY = Endpoint("127.0.0.1", 9)
 class Node:
     """A node that data servers of one implementation and backend run on, and all that can be seen of it."""
 
-    def __init__(self, backend: str, directory: Path, range_: PortRange, open_server: Open, wan_port: int = 0) -> None:
+    def __init__(
+        self,
+        backend: str,
+        directory: Path,
+        range_: PortRange,
+        open_server: Open,
+        wan_port: int = 0,
+        process: int | str = "self",
+    ) -> None:
         self.backend = backend
+        self.process = process  # that holds the listeners
         self.directory = directory
         self.ports = range_
         self.open = open_server
@@ -66,12 +81,47 @@ class Node:
         return [*self.processes(), *sorted(listening(self.ports)), *files]
 
 
+@asynccontextmanager
+async def remote(link: Link) -> AsyncIterator[DataServer]:
+    """Open the data server of a node that runs."""
+    server = RemoteDataServer(link)
+    await server.open()
+    try:
+        yield server
+    finally:
+        await server.close()
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Callable[[str], NodeProcess]]:
+    """Run a node a backend, for all tests that ask nothing special of it."""
+    with ExitStack() as stack:
+
+        @cache
+        def running(name: str) -> NodeProcess:
+            directory = Path(stack.enter_context(TemporaryDirectory()))
+            return stack.enter_context(node_process(directory, stack.enter_context(ports(20)), flavour(name)))
+
+        yield running
+
+
 SYSTEMD = [pytest.param(f"systemd/{name}", marks=pytest.mark.engines) for name in FLAVOURS]
+PLACES = [
+    *(f"local/{name}" for name in FLAVOURS),
+    *ONE_PORT,
+    *SYSTEMD,
+    "remote/nginx",
+    *(pytest.param(f"remote/{name}", marks=pytest.mark.soak) for name in FLAVOURS if name != "nginx"),
+]
 
 
-@pytest.fixture(params=[*(f"local/{name}" for name in FLAVOURS), *ONE_PORT, *SYSTEMD])
-def node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Node]:
-    launcher = "systemd" if request.param.startswith("systemd/") else "process"
+@pytest.fixture(params=PLACES)
+def node(request: pytest.FixtureRequest, tmp_path: Path, nodes: Callable[[str], NodeProcess]) -> Iterator[Node]:
+    place, _, name = request.param.partition("/")
+    if place == "remote":
+        yield from on_a_node(nodes(name), flavour(name), tmp_path)
+        return
+    launcher = "systemd" if place == "systemd" else "process"
     if lacking := LAUNCHERS[launcher].lacks():
         pytest.skip(lacking)
     kind = flavour(request.param.removeprefix("local/").removeprefix("systemd/"))
@@ -88,12 +138,32 @@ def node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Node]:
         assert listening(PortRange(range_.last + 1, range_.last + 1)) == set()
 
 
+def on_a_node(process: NodeProcess, kind: Flavour, directory: Path) -> Iterator[Node]:
+    """Give a node that runs, or another one where a test wants it to be different."""
+    with ExitStack() as stack:
+
+        def open_server(**more: object) -> AbstractAsyncContextManager[DataServer]:
+            if not more:
+                return remote(process.link)
+            other = stack.enter_context(node_process(directory, stack.enter_context(ports(20)), kind, **more))
+            made.directory, made.ports = other.tunnels, other.ports
+            return remote(other.link)
+
+        made = Node(kind.backend, process.tunnels, process.ports, open_server, process=process.pid)
+        yield made
+        assert made.leftovers() == []
+
+
 @pytest.fixture
 async def server(node: Node) -> AsyncIterator[DataServer]:
-    before = own_sockets()
+    before = own_sockets(node.process)
     async with node.open() as opened:
         yield opened
-    assert own_sockets() <= before
+    for _ in range(100):
+        if own_sockets(node.process) <= before:
+            return
+        await asyncio.sleep(0.05)  # a node notices a moment later that nobody calls any more
+    assert own_sockets(node.process) <= before
 
 
 @asynccontextmanager
@@ -166,12 +236,12 @@ async def test_the_request_is_for_a_key_that_only_this_tunnel_has(server: DataSe
     ],
 )
 async def test_reserve_refuses_and_keeps_nothing(
-    server: DataServer, changes: dict[str, object], error: type[ScistreamError], message: str
+    node: Node, server: DataServer, changes: dict[str, object], error: type[ScistreamError], message: str
 ) -> None:
-    before = own_sockets()
+    before = own_sockets(node.process)
     with pytest.raises(error, match=message):
         await server.reserve(Session().spec(Role.PROD, **changes))  # type: ignore[arg-type]
-    assert own_sockets() == before
+    assert own_sockets(node.process) == before
     assert await server.list() == ()
 
 

@@ -272,10 +272,10 @@ def listening(ports: PortRange) -> set[int]:
     return found
 
 
-def own_sockets() -> set[str]:
-    """The sockets that this process holds."""
+def own_sockets(process: int | str = "self") -> set[str]:
+    """The sockets that a process holds, this one if none is named."""
     found = set()
-    for fd in Path("/proc/self/fd").iterdir():
+    for fd in Path(f"/proc/{process}/fd").iterdir():
         with suppress(OSError):
             if (link := str(fd.readlink())).startswith("socket:"):
                 found.add(link)

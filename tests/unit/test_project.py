@@ -15,9 +15,10 @@ import pytest
 import s2uc
 from s2cs.cli import cli as s2cs_cli
 from s2cs.identity.settings import Certificates, Introspection, Oidc
+from s2cs.node_settings import NodeServer
 from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.launchers import LAUNCHERS
-from s2cs.settings import FIXED, Settings
+from s2cs.settings import FIXED, Node, Settings
 from s2cs.tables import Table
 from s2uc.cli import cli as s2uc_cli
 from scistream import diagram, protodoc
@@ -96,6 +97,21 @@ def test_every_setting_of_a_method_is_in_the_docs(heading: str, table: type[Tabl
             assert (tuple(value) if isinstance(value, list) else value) == field.get_default(call_default_factory=True)
         else:
             assert field.is_required() or field.default in (None, "", "cert")
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "table"),
+    [
+        ("configuration", r"What each `\[\[s2ds.nodes\]\]` has", Node),
+        ("nodes", "`\\[server\\]` has", NodeServer),
+    ],
+)
+def test_every_setting_of_a_node_is_in_the_docs(page: str, heading: str, table: type[Table]) -> None:
+    rows = (
+        re.split(heading, (ROOT / f"docs/operator/{page}.md").read_text())[1].partition("\n\n")[2].partition("\n\n")[0]
+    )
+    cells = re.findall(r"^\| (`.*?) \|", rows, re.MULTILINE)
+    assert {name for cell in cells for name in re.findall(r"`(\w+)`", cell)} == set(table.model_fields)
 
 
 @pytest.mark.parametrize("table", Settings.model_fields)

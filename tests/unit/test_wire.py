@@ -117,8 +117,8 @@ def test_the_control_channel_refuses_tls_1_2(channel: tuple[int, ssl.SSLContext]
 # Generated code
 
 
-def test_the_generated_code_is_not_stale(tmp_path: Path) -> None:
-    proto = Path("scistream/proto/scistream.proto")
+@pytest.mark.parametrize("proto", [Path("scistream/proto/scistream.proto"), Path("s2cs/s2ds/remote/s2ds.proto")])
+def test_the_generated_code_is_not_stale(tmp_path: Path, proto: Path) -> None:
     outputs = [f"--{kind}_out={tmp_path}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
     plugins = [
         f"--plugin={name}={Path(sys.executable).parent / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")

@@ -1,0 +1,318 @@
+"""The data servers of several gateway nodes as one: each session on one of them, from its beginning to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from s2cs.s2ds.contract import (
+    BackendInfo,
+    Bridge,
+    LegCheck,
+    Printed,
+    Reservation,
+    Traffic,
+    TunnelSpec,
+    TunnelState,
+    TunnelStatus,
+)
+from s2cs.s2ds.events import Events, Watch
+from s2cs.s2ds.local import LocalConfig, LocalDataServer
+from s2cs.s2ds.placing import Candidate, place
+from s2cs.s2ds.remote.client import Link, RemoteDataServer
+from scistream.errors import FailedPrecondition, NotFound, ResourceExhausted, ScistreamError, Unavailable
+from scistream.vocabulary import Rate, Role, shown
+
+log = logging.getLogger(__name__)
+
+LOCAL = "local"  # how this host is called among the nodes
+_TRY_ELSEWHERE = (Unavailable, ResourceExhausted, FailedPrecondition)
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where a tunnel is."""
+
+    id: str
+    node: str
+    rate: int  # that its session reserved, in bytes per second
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """A node as it is now, for those who look after it. Rates in bytes per second."""
+
+    name: str
+    lost: str  # why; empty when it is in touch
+    drained: bool
+    tunnels: int
+    reserved: int
+    capacity: int
+    free_ports: Mapping[Role, int]
+
+
+class Nodes:
+    """Carry sessions on several nodes. See `s2cs.s2ds.contract.DataServer` for the verbs.
+
+    What a lost node has is told as LOST; when it is back, what nobody knows any more is stopped there.
+    """
+
+    def __init__(
+        self,
+        links: Iterable[tuple[Link, Rate]],
+        local: LocalDataServer,
+        homes: Callable[[], Iterable[Home]],
+        drained: Callable[[str], bool],
+    ) -> None:
+        """Make it; nothing happens before `open`.
+
+        Args:
+            links: how further nodes are reached, and what rate each can carry; 0 is no limit.
+            local: the data server of this host.
+            homes: tells where the tunnels of sessions that run are, by what outlives this process.
+            drained: tells whether a node takes no new sessions.
+        """
+        self._servers: dict[str, LocalDataServer | RemoteDataServer] = {LOCAL: local}
+        self._capacity: dict[str, int] = {}
+        for link, rate in links:
+            self._servers[link.name] = RemoteDataServer(link, self._back(link.name))
+            self._capacity[link.name] = rate.bytes_per_s
+        self._local = local
+        self._known = homes
+        self._drained = drained
+        self._homes: dict[str, Home] = {}
+        self._reserved: Counter[str] = Counter()  # rate, by node
+        self._events = Events()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def open(self) -> None:
+        """Open all; return when each is in touch, or known to be lost.
+
+        Raises:
+            FailedPrecondition: this host's data server cannot be used.
+        """
+        for home in self._known():
+            self._settle(home)
+        await self._local.open()
+        for server in self._servers.values():
+            self._spawn(self._pass_on(server.watch()))
+        remote = [(name, server) for name, server in self._servers.items() if isinstance(server, RemoteDataServer)]
+        await asyncio.gather(*(server.open(*self._ids_at(name)) for name, server in remote))
+
+    def configure(self, config: LocalConfig) -> None:
+        """Take other settings for the tunnels to come on this host."""
+        self._local.configure(config)
+
+    async def close(self) -> None:
+        """End all tunnels, and whatever watches them; those of a lost node are ended when it is in touch again.
+
+        Raises:
+            Unavailable: a tunnel of this host could not be ended.
+        """
+        reached = [server for server in self._servers.values() if server is not self._local]
+        await asyncio.gather(*(server.close() for server in reached), return_exceptions=True)
+        self._end()
+        await self._local.close()
+
+    async def leave(self) -> None:
+        """Close, and leave all tunnels running."""
+        await asyncio.gather(*(server.leave() for server in self._servers.values()))
+        self._end()
+
+    def _end(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self._events.end()
+
+    async def reserve(self, spec: TunnelSpec) -> Reservation:
+        """Bind `num_conn` listeners on the best node that has them, and make the tunnel's key there."""
+        fault: ScistreamError | None = None
+        for name in place(spec, self._candidates(spec.role)):
+            self._settle(Home(spec.id, name, spec.rate.bytes_per_s))
+            try:
+                return replace(await self._servers[name].reserve(spec), node=name)
+            except _TRY_ELSEWHERE as error:
+                self._leave_home(spec.id)
+                fault = error
+                log.warning("a session of %s does not go to node %s: %s", spec.uid, name, error)
+                if isinstance(error, Unavailable):  # the answer was lost, perhaps
+                    self._spawn(self._clear_away(name, spec.id))
+            except BaseException:
+                self._leave_home(spec.id)
+                raise
+        assert fault is not None, "place() names one at least"
+        raise fault
+
+    async def start(self, id: str, bridge: Bridge) -> None:
+        """Open the way; return when connections are served."""
+        await self._at(id).start(id, bridge)
+
+    async def update(self, id: str, bridge: Bridge) -> None:
+        """Lead new connections elsewhere or with new credentials; running streams go on untouched."""
+        await self._at(id).update(id, bridge)
+
+    async def stop(self, id: str, cut: bool = False) -> Traffic | None:
+        """End the tunnel and give everything back; say what it has moved. Unknown ids are no error.
+
+        Raises:
+            Unavailable: its node is lost; ask again when it is back.
+        """
+        if (home := self._homes.get(id)) is None:
+            reached = [server for server in self._servers.values() if not _lost(server)]
+            found = await asyncio.gather(*(server.stop(id, cut) for server in reached))
+            return next((traffic for traffic in found if traffic is not None), None)
+        traffic = await self._servers[home.node].stop(id, cut) if home.node in self._servers else None
+        self._leave_home(id)
+        return traffic
+
+    async def list(self, *ids: str) -> tuple[TunnelStatus, ...]:
+        """All tunnels there are, or those there are of these ids; on a lost node, as they were last known."""
+        wanted = [home for home in (map(self._homes.get, ids) if ids else self._homes.values()) if home is not None]
+        asked = [name for name in self._servers if not ids or any(home.node == name for home in wanted)]
+        answers = await asyncio.gather(*(self._listed(name, ids, wanted) for name in asked))
+        gone = tuple(_gone(home) for home in wanted if home.node not in self._servers)
+        return (*(status for found in answers for status in found), *gone)
+
+    async def _listed(self, name: str, ids: tuple[str, ...], wanted: Iterable[Home]) -> Iterable[TunnelStatus]:
+        server = self._servers[name]
+        mine = [home.id for home in wanted if home.node == name]
+        try:
+            found = await server.list(*(mine if ids else ()))
+        except ScistreamError as error:
+            if not isinstance(server, RemoteDataServer):
+                raise
+            return [replace(server.last(id), reason=str(error)) for id in mine]
+        # What is here and was placed elsewhere after all is about to be stopped.
+        return [status for status in found if status.id not in self._homes or self._homes[status.id].node == name]
+
+    async def logs(self, id: str, lines: int) -> Printed:
+        """What a tunnel's proxies printed last; nothing while its node is lost."""
+        home = self._homes.get(id)
+        names = [home.node] if home is not None else list(self._servers)
+        reached = [self._servers[name] for name in names if name in self._servers and not _lost(self._servers[name])]
+        found = await asyncio.gather(*(server.logs(id, lines) for server in reached), return_exceptions=True)
+        return max((each for each in found if isinstance(each, Printed)), key=lambda p: p.count, default=Printed())
+
+    async def verify(self, id: str, bridge: Bridge, passive: bool = False) -> tuple[LegCheck, ...]:
+        """Try each leg of a tunnel that is open, from its node."""
+        return await self._at(id).verify(id, bridge, passive)
+
+    def watch(self) -> Watch:
+        """Follow what happens to tunnels, from this call on."""
+        return self._events.watch()
+
+    def backends(self) -> tuple[BackendInfo, ...]:
+        """The backends that a new session could have, and why it could not have the others."""
+        found: dict[str, BackendInfo] = {}
+        for node in self._candidates(Role.PROD):
+            for info in node.backends:
+                if node.drained and info.available:
+                    info = replace(info, reason=f"node {node.name} is being drained")  # noqa: PLW2901
+                known = found.get(info.name)
+                if known is None or (info.available and not known.available):
+                    found[info.name] = info
+                elif not info.available and not known.available and info.reason not in known.reason:
+                    found[info.name] = replace(known, reason=f"{known.reason}; {info.reason}")
+        return tuple(found.values())
+
+    def free_ports(self, role: Role) -> int:
+        """How many listeners could still be reserved for a role, on all nodes together."""
+        return sum(node.free_ports for node in self._candidates(role) if not node.drained)
+
+    def states(self) -> tuple[NodeState, ...]:
+        """Each node as it is now."""
+        return tuple(
+            NodeState(
+                node.name,
+                node.lost,
+                node.drained,
+                len(self._ids_at(node.name)),
+                node.reserved,
+                node.capacity,
+                {role: self._servers[node.name].free_ports(role) for role in Role},
+            )
+            for node in self._candidates(Role.PROD)
+        )
+
+    # Where what is
+
+    def _candidates(self, role: Role) -> tuple[Candidate, ...]:
+        return tuple(
+            Candidate(
+                name,
+                server.free_ports(role),
+                server.backends(),
+                self._capacity.get(name, 0),
+                self._reserved[name],
+                _lost(server),
+                self._is_drained(name),
+            )
+            for name, server in self._servers.items()
+        )
+
+    def _settle(self, home: Home) -> None:
+        self._homes[home.id] = home
+        self._reserved[home.node] += home.rate
+
+    def _leave_home(self, id: str) -> None:
+        if (home := self._homes.pop(id, None)) is not None:
+            self._reserved[home.node] -= home.rate
+
+    def _is_drained(self, name: str) -> bool:
+        try:
+            return self._drained(name)
+        except ScistreamError:  # the store cannot be used: then no session is taken anyway
+            return False
+
+    def _at(self, id: str) -> LocalDataServer | RemoteDataServer:
+        home = self._homes.get(id)
+        if home is None or home.node not in self._servers:
+            raise NotFound(f"there is no tunnel {shown(id)}; reserve it first")
+        return self._servers[home.node]
+
+    def _ids_at(self, name: str) -> tuple[str, ...]:
+        return tuple(home.id for home in self._homes.values() if home.node == name)
+
+    # What happens
+
+    async def _pass_on(self, news: Watch) -> None:
+        async for event in news:
+            self._events.publish(event)
+
+    def _back(self, name: str) -> Callable[[Mapping[str, TunnelStatus]], None]:
+        """Stop what a node that is in touch again has, and no session does."""
+
+        def back(found: Mapping[str, TunnelStatus]) -> None:
+            strange = [id for id in found if id not in self._homes or self._homes[id].node != name]
+            known = {home.id: home for home in self._known()} if strange else {}
+            for id in strange:
+                if id not in self._homes and id in known and known[id].node == name:
+                    self._settle(known[id])  # another S2CS of this gateway placed it there
+                    continue
+                log.warning("tunnel %s on node %s belongs to no session and is stopped", id, name)
+                self._spawn(self._clear_away(name, id))
+
+        return back
+
+    async def _clear_away(self, name: str, id: str) -> None:
+        with suppress(Unavailable):  # it is lost again, or still, and looked at when it is back
+            await self._servers[name].stop(id, cut=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _lost(server: LocalDataServer | RemoteDataServer) -> str:
+    return server.lost if isinstance(server, RemoteDataServer) else ""
+
+
+def _gone(home: Home) -> TunnelStatus:
+    reason = f"its node {home.node} is not in the settings any more"
+    return TunnelStatus(home.id, TunnelState.FATAL, "", "", (), reason=reason)

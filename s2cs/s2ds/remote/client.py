@@ -1,0 +1,369 @@
+"""The data server of one gateway node, as S2CS has it: the contract over the LAN.
+
+One stream follows the node: what happens to its tunnels, and a sign of life every second. A node that has not given
+one for a few seconds is lost: what it carries may go on, and nothing can be asked of it. When it is back, its tunnels
+are compared with what was last known of them, and what happened meanwhile is told as if it happened then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from s2cs.s2ds.backends import BACKENDS
+from s2cs.s2ds.contract import (
+    BackendInfo,
+    Bridge,
+    Change,
+    LegCheck,
+    Printed,
+    Reservation,
+    Traffic,
+    TunnelEvent,
+    TunnelSpec,
+    TunnelState,
+    TunnelStatus,
+)
+from s2cs.s2ds.events import Events, Watch
+from s2cs.s2ds.remote import codec
+from s2cs.s2ds.remote import s2ds_pb2 as pb
+from s2cs.s2ds.remote.s2ds_pb2_grpc import DataServerStub
+from scistream.errors import ScistreamError, Unavailable
+from scistream.vocabulary import Endpoint, Role
+from scistream.wire import CHANNEL_OPTIONS, MAX_ANSWER_BYTES, OWN_WORDS, error_from, grpc
+from scistream.x509 import node_name
+
+log = logging.getLogger(__name__)
+
+LOST_S = 3.0  # without a sign of life
+_AGAIN_S = 0.2  # between attempts
+_ATTEMPT_S = 5.0  # for an answer, before the question is sent again
+_RESERVE_S, _START_S, _STOP_S, _LIST_S = 10.0, 60.0, 120.0, 5.0
+_OPTIONS = [
+    *CHANNEL_OPTIONS,
+    ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),  # which is also how long a connection may take
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.use_local_subchannel_pool", 1),  # a channel that is made anew has a connection of its own
+]
+_OUTCOME = {
+    TunnelState.RUNNING: Change.RUNNING,
+    TunnelState.BACKOFF: Change.EXITED,
+    TunnelState.FATAL: Change.FATAL,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """How a node is reached, and how both prove who they are. Certificates and key in PEM."""
+
+    name: str
+    address: Endpoint
+    node_certificate: bytes
+    certificate: bytes
+    key: bytes
+
+    def channel(self) -> grpc.aio.Channel:
+        """Make a channel that reaches this node and nobody else."""
+        credentials = grpc.ssl_channel_credentials(self.node_certificate, self.key, self.certificate)
+        options = [*_OPTIONS, ("grpc.ssl_target_name_override", node_name(self.name))]
+        return grpc.aio.secure_channel(str(self.address), credentials, options=options)
+
+
+async def describe(link: Link, timeout_s: float = LOST_S) -> codec.NodeInfo:
+    """Ask a node what it is and has left.
+
+    Raises:
+        Unavailable: it does not answer, or one of the two does not know the other's certificate.
+    """
+    async with link.channel() as channel:
+        try:
+            return codec.node_from(await DataServerStub(channel).Describe(pb.DescribeRequest(), timeout=timeout_s))
+        except grpc.aio.AioRpcError as error:
+            raise Unavailable(f"node {link.name} at {link.address} cannot be reached: {_why(error)}") from None
+
+
+class RemoteDataServer:
+    """Carry sessions on another node. See `s2cs.s2ds.contract.DataServer` for the verbs.
+
+    All raise Unavailable while the node is lost. Nothing happens before `open`.
+    """
+
+    def __init__(self, link: Link, back: Callable[[Mapping[str, TunnelStatus]], None] = lambda found: None) -> None:
+        """Make it; `back` is told all tunnels of the node whenever it is in touch, for the first time or again."""
+        self.name = link.name
+        self.lost = f"node {link.name} at {link.address} has not been reached yet"  # why; empty while it is in touch
+        self._link = link
+        self._back = back
+        self._events = Events()
+        self._info: codec.NodeInfo | None = None
+        self._told: dict[str, tuple[TunnelState | None, int]] = {}  # each tunnel's state and restarts, as told
+        self._last: dict[str, TunnelStatus] = {}  # as last listed
+        self._seen = 0.0  # the last sign of life
+        self._tried = asyncio.Event()  # it is in touch, or lost
+        self._channel: grpc.aio.Channel | None = None
+        self._stub: Any = None
+        self._following: asyncio.Task[None] | None = None
+        self._ends: set[asyncio.Task[Traffic | None]] = set()
+
+    async def open(self, *ids: str) -> None:
+        """Begin to follow the node; return when it is in touch, or known to be lost.
+
+        Args:
+            ids: tunnels that it has from an earlier server.
+        """
+        self._told.update((id, (None, 0)) for id in ids)
+        self._seen = time.monotonic()
+        self._connect()
+        self._following = asyncio.create_task(self._follow())
+        await self._tried.wait()
+
+    async def close(self) -> None:
+        """End all tunnels, and whatever watches them.
+
+        Raises:
+            Unavailable: the node is lost, or could not end one.
+        """
+        try:
+            await asyncio.gather(*(self.stop(status.id) for status in await self.list()))
+        finally:
+            await self.leave()
+
+    async def leave(self) -> None:
+        """Close, and leave all tunnels running."""
+        tasks = [task for task in (self._following, *self._ends) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._following = None
+        self._events.end()
+        await self._disconnect()
+
+    async def reserve(self, spec: TunnelSpec) -> Reservation:
+        """Bind `num_conn` listeners and make the tunnel's key, which stays there."""
+        request = codec.reserve_to(spec, _call())
+        message = await self._given_up_with(request.call, self._ask("ReqListeners", request, _RESERVE_S))
+        self._told[spec.id] = (None, 0)
+        self._info = codec.node_from(message.node)
+        return codec.reservation_from(message)
+
+    async def start(self, id: str, bridge: Bridge) -> None:
+        """Open the way; return when connections are served."""
+        request = codec.lead_to(id, bridge, _call())
+        await self._given_up_with(request.call, self._ask("StartLstn", request, _START_S))
+        if id in self._told and self._told[id][0] is None:
+            self._told[id] = (TunnelState.RUNNING, 0)
+
+    async def update(self, id: str, bridge: Bridge) -> None:
+        """Lead new connections elsewhere or with new credentials; running streams go on untouched."""
+        request = codec.lead_to(id, bridge, _call())
+        await self._given_up_with(request.call, self._ask("UpdateTargets", request, _START_S))
+
+    async def stop(self, id: str, cut: bool = False) -> Traffic | None:
+        """End the tunnel and give everything back; goes on to its end whoever stops waiting for it."""
+        end = asyncio.create_task(self._stop(id, cut))
+        self._ends.add(end)
+        end.add_done_callback(self._ended)
+        return await asyncio.shield(end)
+
+    async def _stop(self, id: str, cut: bool) -> Traffic | None:
+        message = await self._ask("REL", pb.Stop(call=_call(), id=id, cut=cut), _STOP_S)
+        self._told.pop(id, None)
+        self._last.pop(id, None)
+        self._info = codec.node_from(message.node)
+        return codec.traffic_from(message.traffic) if message.HasField("traffic") else None
+
+    def _ended(self, end: asyncio.Task[Traffic | None]) -> None:
+        self._ends.discard(end)
+        if not end.cancelled():
+            end.exception()  # whoever waits for it has it, too
+
+    async def list(self, *ids: str) -> tuple[TunnelStatus, ...]:
+        """All tunnels there are, or those there are of these ids."""
+        message = await self._ask("List", pb.Tunnels(ids=ids), _LIST_S)
+        try:
+            found = tuple(map(codec.tunnel_from, message.tunnels))
+        except ValueError as error:
+            raise Unavailable(f"node {self.name} speaks of what is not known here: {error}; compare versions") from None
+        self._last.update((status.id, status) for status in found)
+        return found
+
+    def last(self, id: str) -> TunnelStatus:
+        """Say what is known of a tunnel while the node is lost."""
+        known = self._last.get(id) or TunnelStatus(id, TunnelState.LOST, "", "", ())
+        return replace(known, state=TunnelState.LOST, reason=self.lost, pids=())
+
+    async def logs(self, id: str, lines: int) -> Printed:
+        """What a tunnel's proxies printed last."""
+        message = await self._ask("Logs", pb.LogsRequest(id=id, lines=lines), _LIST_S)
+        return Printed(message.count, tuple(message.lines))
+
+    async def verify(self, id: str, bridge: Bridge, passive: bool = False) -> tuple[LegCheck, ...]:
+        """Try each leg of a tunnel that is open."""
+        lead = codec.lead_to(id, bridge, pb.Call())
+        message = await self._ask("Verify", pb.VerifyRequest(lead=lead, passive=passive), _START_S, _START_S)
+        return tuple(map(codec.leg_check_from, message.legs))
+
+    def watch(self) -> Watch:
+        """Follow what happens to tunnels, from this call on."""
+        return self._events.watch()
+
+    def backends(self) -> tuple[BackendInfo, ...]:
+        """The backends of the node, as it last said; none can be used while it is lost."""
+        if self._info is None or self.lost:
+            return tuple(
+                BackendInfo(name, backend.capabilities, reason=self.lost) for name, backend in BACKENDS.items()
+            )
+        return self._info.backends
+
+    def free_ports(self, role: Role) -> int:
+        """How many listeners could still be reserved for a role."""
+        return 0 if self._info is None or self.lost else self._info.free_ports[role]
+
+    # Asking
+
+    async def _ask(self, method: str, request: Any, deadline_s: float, attempt_s: float = _ATTEMPT_S) -> Any:
+        """Ask until there is an answer: what gets lost on the way is sent again, with the same call."""
+        deadline = time.monotonic() + deadline_s
+        why = ""
+        while (left := deadline - time.monotonic()) > 0:
+            if self.lost:
+                raise Unavailable(self.lost)
+            if self._stub is None:  # for a moment
+                await asyncio.sleep(_AGAIN_S)
+                continue
+            try:
+                return await getattr(self._stub, method)(request, timeout=min(left, attempt_s))
+            except grpc.aio.AioRpcError as error:
+                if OWN_WORDS in dict(error.trailing_metadata() or ()):
+                    raise error_from(error.code(), error.details() or "") from None
+                why = _why(error)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                why = "the connection was made anew"  # which cancels what is under way on the old one
+            if hasattr(request, "call"):
+                request.call.again = True
+            await asyncio.sleep(_AGAIN_S)
+        raise Unavailable(f"node {self.name} did not answer within {deadline_s:g} s: {why}")
+
+    async def _given_up_with(self, call: pb.Call, asked: Any) -> Any:
+        """Wait for an answer; when nobody waits any more, let the node end what it has begun."""
+        try:
+            return await asked
+        except asyncio.CancelledError:
+            with suppress(ScistreamError):
+                await self._ask("GiveUp", call, _ATTEMPT_S)
+            raise
+
+    # Following
+
+    def _connect(self) -> None:
+        self._channel = self._link.channel()
+        self._stub = DataServerStub(self._channel)
+
+    async def _disconnect(self) -> None:
+        """Close the channel: it keeps its connection for as long as anything names it."""
+        channel, self._channel, self._stub = self._channel, None, None
+        if channel is not None:
+            await channel.close()
+
+    async def _follow(self) -> None:
+        """Follow the node for ever, over each loss of it."""
+        while True:
+            try:
+                why = await self._listen()
+            except Exception as error:
+                log.exception("news of node %s could not be taken", self.name)
+                why = str(error)
+            if not self.lost or not self._tried.is_set():
+                self._lose(why)
+            await self._disconnect()
+            self._connect()
+            await asyncio.sleep(_AGAIN_S)
+
+    def _lose(self, why: str) -> None:
+        """Note that the node has been silent for too long, if it has."""
+        if time.monotonic() - self._seen < LOST_S:
+            return
+        self.lost = f"node {self.name} is lost ({why}); its streams may go on"
+        log.warning("%s", self.lost)
+        for id in self._told:
+            self._events.publish(TunnelEvent(id, Change.LOST, self.lost))
+        self._tried.set()
+
+    async def _listen(self) -> str:
+        """Take news until there are none any more; why."""
+        watch, compared = self._stub.Watch(pb.WatchRequest()), False
+        try:
+            while True:
+                async with asyncio.timeout(LOST_S):
+                    news = await watch.read()
+                if news is grpc.aio.EOF:
+                    return "it has stopped"
+                self._seen = time.monotonic()
+                if news.id:
+                    self._tell(codec.event_from(news))
+                    continue
+                self._info = codec.node_from(news.node)
+                if not compared:
+                    await self._compare()
+                    compared = True
+        except TimeoutError:
+            return f"it has not been heard for {LOST_S:g} s"
+        except grpc.aio.AioRpcError as error:
+            return _why(error)
+        finally:
+            watch.cancel()
+
+    async def _compare(self) -> None:
+        """Be in touch: tell what has become of the tunnels meanwhile."""
+        message = await self._stub.List(pb.Tunnels(), timeout=_LIST_S)
+        found = {status.id: status for status in map(codec.tunnel_from, message.tunnels)}
+        self._last = found
+        for id in list(self._told):
+            if (status := found.get(id)) is None:
+                self._tell(TunnelEvent(id, Change.FATAL, f"node {self.name} was started anew and does not have it"))
+                continue
+            state, restarts = self._told[id]
+            change = _OUTCOME.get(status.state)
+            if change is Change.RUNNING and restarts < status.restarts:
+                self._tell(TunnelEvent(id, Change.EXITED, status.reason))
+            elif change is None or (state is status.state and not self.lost):
+                continue
+            self._tell(TunnelEvent(id, change, "" if change is Change.RUNNING else status.reason))
+            self._told[id] = (status.state, status.restarts)
+        if self.lost:
+            log.info("node %s is in touch, with %d tunnels", self.name, len(found))
+        self.lost = ""
+        self._tried.set()
+        self._back(found)
+
+    def _tell(self, event: TunnelEvent) -> None:
+        """Tell whoever watches, and note that it was told."""
+        if event.id in self._told:
+            _, restarts = self._told[event.id]
+            state = next(state for state, change in _OUTCOME.items() if change is event.change)
+            self._told[event.id] = (state, restarts + (event.change is Change.EXITED))
+        self._events.publish(event)
+
+
+def _call() -> pb.Call:
+    return pb.Call(id=secrets.token_hex(16))
+
+
+def _why(error: grpc.aio.AioRpcError) -> str:
+    """Say in a few words what gRPC says in many."""
+    details = error.details() or ""
+    if "CERTIFICATE_VERIFY_FAILED" in details:
+        return "its certificate is not the one that is known here"
+    words = details.rpartition("last error: ")[2]
+    return words.rpartition(": ")[2] or error.code().name.lower()

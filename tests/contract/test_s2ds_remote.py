@@ -1,0 +1,259 @@
+"""What only a data server on another node can be asked: lost messages, a lost node, strangers at its port."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s2cs.s2ds import contract
+from s2cs.s2ds.contract import Change, TunnelState
+from s2cs.s2ds.remote import s2ds_pb2 as pb
+from s2cs.s2ds.remote.client import Link, RemoteDataServer, describe
+from s2cs.s2ds.remote.s2ds_pb2_grpc import DataServerStub
+from scistream.errors import FailedPrecondition, Unavailable
+from scistream.vocabulary import Endpoint, Role
+from scistream.wire import grpc
+from tests.support.nodes import NodeProcess, gateway_settings, link_to, made
+from tests.support.nodes import node as node_process
+from tests.support.ports import ports
+from tests.support.tunnels import Session, answering, application, calling, flavour, processes_in
+
+NOBODY = Endpoint("127.0.0.1", 9)
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
+    with ports(20) as range_, node_process(tmp_path_factory.mktemp("node"), range_, flavour("nginx")) as running:
+        yield running
+
+
+@asynccontextmanager
+async def opened(link: Link) -> AsyncIterator[RemoteDataServer]:
+    server = RemoteDataServer(link)
+    await server.open()
+    try:
+        yield server
+    finally:
+        with suppress(Unavailable):
+            await server.close()
+
+
+class Forgetful:
+    """The stub of a node on a network that loses questions and answers."""
+
+    def __init__(self, stub: Any, seed: int) -> None:
+        self._stub = stub
+        self._chance = random.Random(seed)
+        self.lost = 0
+
+    def __getattr__(self, method: str) -> Any:
+        inner = getattr(self._stub, method)
+        if method == "Watch":
+            return inner
+
+        async def call(request: Any, timeout: float) -> Any:
+            fate = self._chance.random()
+            if fate < 0.35:
+                self.lost += 1
+                raise self._broken()
+            answer = await inner(request, timeout=timeout)
+            if fate < 0.7:
+                self.lost += 1
+                raise self._broken()
+            return answer
+
+        return call
+
+    @staticmethod
+    def _broken() -> grpc.aio.AioRpcError:
+        nothing = grpc.aio.Metadata()
+        return grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, nothing, nothing, details="lost")
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.soak), pytest.param(2, marks=pytest.mark.soak)])
+async def test_what_is_lost_is_sent_again_with_the_same_effect(node: NodeProcess, seed: int) -> None:
+    async with opened(node.link) as server, application(answering(b"app")) as target:
+        server._stub = stub = Forgetful(server._stub, seed)
+        session = Session()
+        spec = session.spec(Role.PROD, 2)
+        free = server.free_ports(Role.PROD)
+        reserved = await server.reserve(spec)
+        await server.start(spec.id, session.bridge(reserved, Role.PROD, target))
+        await server.update(spec.id, session.bridge(reserved, Role.PROD, target))
+        (status,) = await server.list()
+        assert (status.state, status.listeners) == (TunnelState.RUNNING, reserved.listeners)
+        async with calling(reserved.listeners[1], session) as caller:
+            assert await caller.ask(b"1") == b"app 1"
+        await server.stop(spec.id)
+        assert await server.list() == ()
+        assert server.free_ports(Role.PROD) == free
+        assert processes_in(node.tunnels) == []
+        assert stub.lost
+
+
+async def test_a_node_that_is_killed_leaves_its_streams_and_takes_them_up_again(node: NodeProcess) -> None:
+    """Also a reservation and a start whose answers went down with it."""
+    session, other = Session(), Session()
+    async with opened(node.link) as server, application(answering(b"app")) as target:
+        watch = server.watch()
+        reserved = await server.reserve(session.spec(Role.PROD, id="a"))
+        bridge = session.bridge(reserved, Role.PROD, target)
+        await server.start("a", bridge)
+        spec = other.spec(Role.PROD, id="b")
+        earlier = await server.reserve(spec)
+        async with calling(reserved.listeners[0], session) as stream:
+            assert await stream.ask(b"1") == b"app 1"
+            node.stop(signal.SIGKILL)
+            assert await stream.ask(b"2") == b"app 2"
+            node.start()
+            assert await stream.ask(b"3") == b"app 3"
+            (a, b) = sorted(await server.list(), key=lambda status: status.id)
+            assert (a.state, b.state) == (TunnelState.RUNNING, TunnelState.RESERVED)
+        stub = server._stub
+        again = pb.Call(id="of-the-process-before", again=True)
+        answer = await stub.ReqListeners(
+            pb.Reserve(call=again, id="b", uid=spec.uid, role="PROD", num_conn=1, backend="auto"), timeout=5
+        )
+        assert list(answer.listeners) == [str(each) for each in earlier.listeners]
+        call = pb.Call(id="another", again=True)
+        with pytest.raises(grpc.aio.AioRpcError) as fault:  # the same id for something else
+            await stub.ReqListeners(pb.Reserve(call=call, id="b", uid="other", role="PROD", num_conn=1), timeout=5)
+        assert fault.value.code() is grpc.StatusCode.ALREADY_EXISTS
+        os.kill((await server.list("a"))[0].pids[0], signal.SIGKILL)
+        assert [(await asyncio.wait_for(anext(watch), 10)).change for _ in "12"] == [Change.EXITED, Change.RUNNING]
+
+
+async def test_a_lost_node_is_told_and_what_happened_meanwhile_when_it_is_back(node: NodeProcess) -> None:
+    sessions = {name: Session() for name in "abc"}
+    async with opened(node.link) as server:
+        watch = server.watch()
+        for name, session in sessions.items():
+            reserved = await server.reserve(session.spec(Role.PROD, id=name))
+            await server.start(name, session.bridge(reserved, Role.PROD, NOBODY))
+        status = (await server.list("a"))[0]
+        node.process.send_signal(signal.SIGSTOP)  # type: ignore[union-attr]  # it is there, and says nothing
+        news = [await asyncio.wait_for(anext(watch), 20) for _ in sessions]
+        assert {(event.id, event.change) for event in news} == {(name, Change.LOST) for name in sessions}
+        assert "node n1 is lost" in news[0].reason
+        assert "may go on" in news[0].reason
+        assert (server.last("a").state, server.last("a").listeners) == (TunnelState.LOST, status.listeners)
+        assert not any(info.available for info in server.backends())
+        assert server.free_ports(Role.PROD) == 0
+        for ask in (server.reserve(Session().spec(Role.PROD)), server.list(), server.stop("a")):
+            with pytest.raises(Unavailable, match="node n1 is lost"):
+                await ask
+        node.stop(signal.SIGKILL)
+        os.kill(status.pids[0], signal.SIGKILL)  # while nobody watches
+        for path in (node.tunnels / "b").iterdir():  # and this one is gone altogether
+            if path.name == "tunnel.json":
+                path.unlink()
+        node.start()
+        told: dict[str, Change] = {}
+        while told != {"a": Change.RUNNING, "b": Change.FATAL, "c": Change.RUNNING}:
+            event = await asyncio.wait_for(anext(watch), 20)
+            told[event.id] = event.change
+            assert event.change is not Change.FATAL or "does not have it" in event.reason
+        assert {each.id for each in await server.list()} == {"a", "c"}
+
+
+async def test_a_call_given_up_before_it_comes_is_not_carried_out(node: NodeProcess) -> None:
+    async with node.link.channel() as channel:
+        stub = DataServerStub(channel)
+        call = pb.Call(id="late")
+        await stub.GiveUp(call, timeout=5)
+        with pytest.raises(grpc.aio.AioRpcError, match="given up"):
+            await stub.ReqListeners(pb.Reserve(call=call, id="x", uid="u", role="PROD", num_conn=1), timeout=5)
+        assert (await stub.List(pb.Tunnels(), timeout=5)).tunnels == []
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("ReqListeners", pb.Reserve(id="x", uid="u", role="PROD", num_conn=1)),
+        ("ReqListeners", pb.Reserve(call=pb.Call(id="1"), id="x", uid="../u", role="PROD", num_conn=1)),
+        ("ReqListeners", pb.Reserve(call=pb.Call(id="2"), id="x", uid="u", role="BOTH", num_conn=1)),
+        ("ReqListeners", pb.Reserve(call=pb.Call(id="3"), id="../x", uid="u", role="PROD", num_conn=1)),
+        ("StartLstn", pb.Lead(call=pb.Call(id="4"), id="x", targets=["10.0.0.1:1"])),
+        ("StartLstn", pb.Lead(call=pb.Call(id="5"), id="x", targets=["nowhere"], certificate=b"x")),
+    ],
+)
+async def test_messages_that_mean_nothing_are_refused(node: NodeProcess, method: str, message: Any) -> None:
+    async with node.link.channel() as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as fault:
+            await getattr(DataServerStub(channel), method)(message, timeout=5)
+        assert fault.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert (await DataServerStub(channel).List(pb.Tunnels(), timeout=5)).tunnels == []
+
+
+# Who is let in
+
+
+async def test_only_the_gateway_is_let_in_and_only_the_node_is_believed(node: NodeProcess, tmp_path: Path) -> None:
+    assert (await describe(node.link)).name == "n1"
+    settings = gateway_settings(tmp_path / "other")
+    with ports(20) as range_:
+        made(settings, "n1", node.link.address, range_, tmp_path / "n1")
+    stranger = link_to(settings, "n1")
+    with pytest.raises(Unavailable, match="cannot be reached"):  # it has a certificate of its own, and not this one
+        await describe(replace(node.link, certificate=stranger.certificate, key=stranger.key))
+    with pytest.raises(Unavailable, match="not the one that is known here"):
+        await describe(replace(node.link, node_certificate=stranger.node_certificate))
+    key = (tmp_path / "n1" / "n1.toml").read_text().partition('key = """\n')[2].partition('"""')[0]
+    with pytest.raises(Unavailable, match="cannot be reached"):  # a node's certificate opens no other node
+        await describe(replace(node.link, certificate=stranger.node_certificate, key=key.encode()))
+    names = grpc.ssl_channel_credentials(node.link.node_certificate)
+    options = [("grpc.ssl_target_name_override", "n1.node.scistream.internal")]
+    async with grpc.aio.secure_channel(str(node.link.address), names, options=options) as channel:
+        with pytest.raises(grpc.aio.AioRpcError):  # none at all
+            await DataServerStub(channel).Describe(pb.DescribeRequest(), timeout=5)
+
+
+def test_the_port_speaks_tls_1_3_only(node: NodeProcess) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    address = (node.link.address.host, node.link.address.port)
+    with socket.create_connection(address, 5) as plain, pytest.raises(ssl.SSLError):
+        context.wrap_socket(plain)
+    context.maximum_version = ssl.TLSVersion.TLSv1_3
+    with socket.create_connection(address, 5) as plain, context.wrap_socket(plain) as secure:
+        assert secure.version() == "TLSv1.3"
+
+
+async def test_the_tunnels_key_stays_on_the_node(node: NodeProcess) -> None:
+    session = Session()
+    async with opened(node.link) as server:
+        reserved = await server.reserve(session.spec(Role.PROD, id="x"))
+        key = (node.tunnels / "x" / "key.pem").read_text()
+        assert b"PRIVATE" not in reserved.csr
+        assert "PRIVATE KEY" in key
+        assert key.splitlines()[1] not in node.log
+        with pytest.raises(FailedPrecondition):
+            await server.update("x", session.bridge(reserved, Role.PROD, NOBODY))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (contract.Traffic, pb.Traffic),
+        (contract.Leg, pb.Leg),
+        (contract.TunnelStatus, pb.Tunnel),
+        (contract.BackendInfo, pb.Backend),
+        (contract.Printed, pb.Printed),
+        (contract.LegCheck, pb.LegCheck),
+    ],
+)
+def test_messages_have_all_that_the_contract_has(kind: type, message: Any) -> None:
+    assert {each.name for each in fields(kind)} == {field.name for field in message.DESCRIPTOR.fields}

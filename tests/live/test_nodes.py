@@ -1,0 +1,237 @@
+"""A gateway with two further nodes: sessions on them, and what becomes of these when somebody dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scistream.proto import scistream_pb2 as pb
+from scistream.vocabulary import Endpoint
+from scistream.wire import grpc
+from tests.support.gateways import Client, GatewayProcess, gateway
+from tests.support.nodes import NodeProcess, made
+from tests.support.pages import ROOT, blocks
+from tests.support.ports import ports
+from tests.support.sessions import Opened, echo, exchange, open_pair
+from tests.support.tunnels import listening, processes_in
+
+S2CS = [sys.executable, "-m", "s2cs"]
+NODES_PAGE = blocks(ROOT / "docs/operator/nodes.md", "console")
+DATA = os.urandom(300_000)
+
+
+@dataclass
+class Site:
+    """A facility whose sessions are on two nodes, and another one."""
+
+    gateway: GatewayProcess
+    nodes: dict[str, NodeProcess]
+    producer: Client
+    consumer: Client
+    metrics: Endpoint
+
+    def s2cs(self, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [*S2CS, *words, "--config", str(self.gateway.config)]
+        environ = os.environ | self.gateway.environ
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
+
+    def info(self, uid: str) -> Any:
+        (found,) = self.producer.list(pb.ListRequest(uid=uid)).sessions  # type: ignore[operator]
+        return found
+
+    def becomes(self, uid: str, condition: Callable[[Any], bool]) -> Any:
+        deadline = time.monotonic() + 40
+        while not condition(info := self.info(uid)):
+            assert time.monotonic() < deadline, info
+            time.sleep(0.1)
+        return info
+
+    def leftovers(self) -> list[object]:
+        found: list[object] = []
+        for node in self.nodes.values():
+            files = [path for path in node.tunnels.rglob("*") if path.name != "lock"]
+            found += [*processes_in(node.tunnels), *listening(node.ports), *files]
+        return found
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with ExitStack() as stack:
+        directory = tmp_path_factory.mktemp("site")
+        keep = {"SCISTREAM_SERVER__ON_SHUTDOWN": "keep", "SCISTREAM_S2DS__LOCAL": "false"}
+        first = stack.enter_context(gateway(directory / "a"))
+        other = stack.enter_context(gateway(directory / "b"))
+        nodes = {}
+        for name in ("n1", "n2"):
+            range_ = stack.enter_context(ports(20))
+            address = Endpoint("127.0.0.1", range_.last + 1)
+            nodes[name] = made(first.config, name, address, range_, directory / name)
+            stack.callback(nodes[name].clear)
+            nodes[name].start()
+        metrics = Endpoint("127.0.0.1", first.first_port + 99)
+        first.environ.update(keep | {"SCISTREAM_METRICS__LISTEN": f"['{metrics}']"})
+        first.environ["SCISTREAM_NETWORK__PORTS"] = f"{first.first_port + 1}-{first.first_port + 98}"
+        first.stop()
+        first.start()
+        clients = [stack.enter_context(each.client()) for each in (first, other)]
+        running = Site(first, nodes, clients[0], clients[1], metrics)
+        yield running
+        assert running.leftovers() == []
+
+
+def opened(site: Site, target: Endpoint, **more: Any) -> tuple[Opened, str]:
+    session = open_pair(site.producer, site.consumer, [str(target)], **more)
+    return session, site.info(session.uid).node
+
+
+def test_sessions_are_spread_and_streams_outlive_everybody_but_their_proxy(site: Site) -> None:
+    with echo() as application:
+        (first, a), (second, b) = (opened(site, application.endpoint) for _ in "12")
+        assert {a, b} == {"n1", "n2"}
+        node = site.nodes[a]
+        assert node.ports.first <= first.wan[0].port <= node.ports.last
+        with first.connect() as stream:
+            stream.sendall(b"before")
+            assert stream.recv(6) == b"before"
+            node.stop(signal.SIGKILL)  # its s2ds
+            stream.sendall(b"alone.")
+            assert stream.recv(6) == b"alone."
+            site.gateway.stop(signal.SIGKILL)  # and S2CS
+            stream.sendall(b"nobody")
+            assert stream.recv(6) == b"nobody"
+            node.start()
+            site.gateway.start()
+            assert site.becomes(first.uid, lambda info: info.state == "ACTIVE").node == a
+            exchange(stream, DATA)
+        os.kill(processes_in(node.tunnels)[0], signal.SIGKILL)
+        site.becomes(first.uid, lambda info: info.restarts == 1 and info.state == "ACTIVE")
+        with first.connect() as stream:
+            exchange(stream, DATA)
+        for session in (first, second):
+            session.release()
+    assert site.leftovers() == []
+
+
+def test_a_lost_node_is_noticed_avoided_and_reconciled(site: Site) -> None:
+    with echo() as application:
+        (kept, a), (_, b) = (opened(site, application.endpoint) for _ in "12")
+        lost = site.nodes[a]
+        released, _ = opened(site, application.endpoint)
+        while site.info(released.uid).node != a:
+            released, _ = opened(site, application.endpoint)
+        lost.stop(signal.SIGKILL)
+        info = site.becomes(kept.uid, lambda info: info.state != "ACTIVE")
+        assert (info.state, info.node) == ("RECOVERING", a)
+        assert f"node {a} is lost" in info.reason
+        assert "may go on" in info.reason
+        with kept.connect() as stream:  # as it does
+            exchange(stream, DATA)
+        site.becomes(released.uid, lambda info: info.state == "RECOVERING")
+        _, c = opened(site, application.endpoint)
+        assert c == b
+        with pytest.raises(grpc.RpcError) as fault:
+            released.release()
+        assert fault.value.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
+        assert "given back as soon as it can be" in fault.value.details()  # type: ignore[attr-defined]
+        assert site.info(released.uid).state == "CLOSING"
+        shown = {view["name"]: view for view in json.loads(site.s2cs("nodes", "--json").stdout)}
+        assert (shown[a]["state"], shown[b]["state"], shown["local"]["state"]) == ("lost", "up", "draining")
+        assert "warn  node" in site.s2cs("check").stdout
+        lost.start()
+        site.becomes(released.uid, lambda info: info.state == "RELEASED")
+        site.becomes(kept.uid, lambda info: info.state == "ACTIVE")
+        assert not site.info(kept.uid).reason
+        for session in json.loads(site.s2cs("sessions", "--json").stdout):
+            site.producer.release(pb.Release(uid=session["uid"]))  # type: ignore[operator]
+        for session in site.consumer.list(pb.ListRequest()).sessions:  # type: ignore[operator]
+            site.consumer.release(pb.Release(uid=session.uid))  # type: ignore[operator]
+    assert site.leftovers() == []
+
+
+def test_what_a_node_lost_fails_with_the_reason_and_what_it_has_too_much_is_stopped(site: Site) -> None:
+    with echo() as application:
+        session, a = opened(site, application.endpoint)
+        node = site.nodes[a]
+        node.stop(signal.SIGKILL)
+        node.clear()  # as the end of the machine's power does
+        node.start()
+        info = site.becomes(session.uid, lambda info: info.state == "FAILED")
+        assert "does not have it" in info.reason
+        session.consumer.release(pb.Release(uid=session.uid))  # type: ignore[attr-defined]
+
+
+def test_a_drained_node_takes_no_new_sessions(site: Site) -> None:
+    assert site.s2cs("nodes", "drain", "nosuch").returncode == 5
+    for name in ("n1", "n2"):
+        site.s2cs("nodes", "drain", name)
+    try:
+        with pytest.raises(grpc.RpcError, match="is being drained"):
+            site.producer.req(pb.Request(uid="u", role="PROD", num_conn=1, immediate=True))  # type: ignore[operator]
+        assert "is being drained" in site.producer.describe(pb.DescribeRequest()).unready  # type: ignore[operator]
+        site.s2cs("nodes", "drain", "n2", "--off")
+        with echo() as application:
+            session, node = opened(site, application.endpoint)
+            assert node == "n2"
+            session.release()
+    finally:
+        for name in ("n1", "n2"):
+            site.s2cs("nodes", "drain", name, "--off")
+
+
+def test_metrics_tell_of_each_node(site: Site) -> None:
+    with urllib.request.urlopen(f"http://{site.metrics}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    told = set(re.findall(r"^# TYPE (scistream_node_\w+)", text, re.MULTILINE))
+    page = (ROOT / "docs/operator/nodes.md").read_text()
+    assert told == set(re.findall(r"^\| `(scistream_node_\w+)` \|", page, re.MULTILINE))
+    assert {'scistream_node_up{node="local"} 1.0', 'scistream_node_up{node="n2"} 1.0'} <= set(text.splitlines())
+    assert 'scistream_node_ports_free{node="n1",side="wan"} 20.0' in text
+
+
+def test_nodes_are_added_and_what_cannot_be_is_refused(tmp_path: Path) -> None:
+    subprocess.run([*S2CS, "init", str(tmp_path / "g"), "--metrics-port", "0"], check=True, capture_output=True)
+    config = tmp_path / "g/s2cs.toml"
+    before = config.read_text()
+
+    def add(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [*S2CS, "nodes", "add", *words, "--config", str(config)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    for words, says in (
+        (("local", "127.0.0.1:5010"), "local is this host"),
+        (("Big", "127.0.0.1:5010"), "lower-case"),
+        (("gw2", "gw2.example.org:5010"), "--lan 'gw2.example.org' is not an IP address"),
+        (("gw2", "127.0.0.1:30001"), "among the sessions' ports"),
+        (("gw2", "127.0.0.1:5010", "--rate", "fast"), "not a rate"),
+        (("gw2", "127.0.0.1:5010", "--bundle", str(config)), "is there already"),
+    ):
+        refused = add(*words)
+        assert refused.returncode
+        assert says in refused.stderr
+    assert config.read_text() == before
+    assert not list(tmp_path.glob("*.toml"))
+    for command in NODES_PAGE[0].commands()[:1]:  # as docs/operator/nodes.md has it
+        line = command[1].replace("gateway/s2cs.toml", str(config))
+        subprocess.run([*S2CS, *line.split()[1:]], cwd=tmp_path, check=True, capture_output=True)
+    bundle = tmp_path / "gw2.toml"
+    assert bundle.stat().st_mode & 0o777 == 0o600
+    assert "there is a node gw2 already" in add("gw2", "127.0.0.1:5010").stderr
+    bundle.chmod(0o644)
+    serve = subprocess.run(
+        [*S2CS, "s2ds", "--config", str(bundle)], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert serve.returncode == 1
+    assert "chmod 600" in serve.stderr
