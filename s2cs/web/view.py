@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections import deque
@@ -22,6 +23,7 @@ from scistream.proto import scistream_pb2 as pb
 from scistream.vocabulary import Role
 
 _MOST_EVENTS = 200  # that are remembered
+_AT_ONCE = 100  # sessions; some milliseconds
 _EACH_S, _SESSIONS_A_SECOND = 1.0, 200  # a long list comes less often
 
 
@@ -43,11 +45,16 @@ class View:
     async def frame(self, caller: Caller) -> tuple[str, float]:
         """Give all that is shown, in JSON, and in how many seconds it is to be looked at again."""
         listed = await self._gateway.list(caller)
+        sessions = []
+        for number, each in enumerate(listed, 1):
+            sessions.append(self._session(each))
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)  # a long list holds nobody else up
         told = {
             "at": time.time(),
             "gateway": _plain(await self._servicer.describe(pb.DescribeRequest(), None)),
             "capacity": self._capacity(caller),
-            "sessions": [self._session(each) for each in listed],
+            "sessions": sessions,
             "events": [event for owner, event in self._events if caller.operator or owner == caller.id],
         }
         return json.dumps(told, separators=(",", ":")), max(_EACH_S, len(listed) / _SESSIONS_A_SECOND)
