@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -113,10 +113,13 @@ async def sent(request: Request) -> dict[str, Any]:
         InvalidArgument: it is too long, or no JSON object of texts and switches.
     """
     body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > MOST_BODY:
-            raise InvalidArgument(f"that is too long; send at most {MOST_BODY} bytes")
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > MOST_BODY:
+                raise InvalidArgument(f"that is too long; send at most {MOST_BODY} bytes")
+    except ClientDisconnect:
+        raise InvalidArgument("the end of what was sent is missing; send it again") from None
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):
