@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import ssl
 import subprocess
@@ -327,6 +328,25 @@ def test_what_was_done_is_on_record(stage: Stage) -> None:
     wanted = {"web.login", "web.kill", "web.drain"}
     assert {(event, "admin", "allowed") for event in wanted} <= done
     assert stage.aps.token not in shown
+
+
+def test_a_control_server_that_is_killed_is_told_of_and_its_streams_are_there_again(stage: Stage) -> None:
+    page = stage.page(stage.aps.token)
+    until(lambda: cell(page, stage.busy.uid, "Rate") != "0 b/s")
+    moved = in_bytes(cell(page, stage.busy.uid, "Moved"))
+    stage.aps.stop(signal.SIGKILL)
+    until(lambda: "may be old" in page.inner_text("#link"))
+    assert cell(page, stage.busy.uid, "State") == "ACTIVE"  # as it was told last, and the streams go on
+    stage.aps.start()
+    page.wait_for_selector("#token", state="visible")  # who is logged in is in memory only
+    page.fill("#token", stage.aps.token)
+    page.keyboard.press("Enter")
+    until(lambda: page.locator("#rows tr").count() > 1 and in_bytes(cell(page, stage.busy.uid, "Moved")) > moved)
+    assert page.is_hidden("#link")
+    until(lambda: cell(page, stage.busy.uid, "Rate") != "0 b/s")
+    uids = (stage.busy.uid, stage.idle.uid)
+    assert [cell(page, uid, "State") for uid in uids] == [stage.told()[uid].state for uid in uids] == ["ACTIVE"] * 2
+    page.context.close()
 
 
 def test_away_from_loopback_the_page_is_https_only(tmp_path: Path) -> None:
