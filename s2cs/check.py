@@ -23,6 +23,7 @@ from s2cs.identity.certificates import read_client_ca
 from s2cs.identity.settings import Auth
 from s2cs.policy.decision import hidden_rules
 from s2cs.s2ds import confinement, landlock
+from s2cs.s2ds.config import Containers
 from s2cs.s2ds.contract import Capability
 from s2cs.s2ds.launchers import LAUNCHERS
 from s2cs.s2ds.local import LocalDataServer
@@ -243,7 +244,8 @@ def _lasting(what: str, path: Path) -> Iterator[Finding]:
 
 def _confinement(settings: Settings) -> Iterator[Finding]:
     """Look at what runs the proxies, and what keeps them from each other and keys from everybody else."""
-    if lacking := LAUNCHERS[settings.s2ds.launcher].lacks():
+    containers = Containers(settings.s2ds.engine, settings.s2ds.image)
+    if lacking := LAUNCHERS[settings.s2ds.launcher].using(containers).lacks():
         yield Finding(False, f'[s2ds] launcher "{settings.s2ds.launcher}" cannot be used: {lacking}')
     try:
         found = confinement.choose(settings.s2ds.user)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from s2cs import runtime
 from s2cs.node_settings import NodeSettings
-from s2cs.s2ds.launchers.base import Limits
+from s2cs.s2ds.config import Containers, Limits
 from s2cs.s2ds.local import Interface, LocalConfig, LocalDataServer
 from s2cs.s2ds.nodes import Home, Nodes
 from s2cs.s2ds.remote.client import Link
@@ -82,6 +82,7 @@ def local_config(settings: Settings | NodeSettings, directory: Path) -> LocalCon
         backend=s2ds.backend,
         launcher=s2ds.launcher,
         limits=Limits(s2ds.memory_bytes, s2ds.tasks, s2ds.cpu_weight),
+        containers=Containers(s2ds.engine, s2ds.image),
         user=s2ds.user,
         programs={str(name): path for name, path in s2ds.programs.items()},
         buffer_bytes=s2ds.buffer_bytes,

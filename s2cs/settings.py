@@ -67,7 +67,9 @@ class Proxies(Table):
     """`[s2ds]` of a gateway node: the proxies."""
 
     backend: Literal["auto"] | BackendName = "auto"
-    launcher: Literal["process", "systemd"] = "process"
+    launcher: Literal["process", "systemd", "docker"] = "process"
+    engine: Path = Path("/run/docker.sock")  # where Docker or Podman answers, for launcher docker
+    image: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}$")] = "scistream"  # with the proxies
     memory_bytes: Annotated[int, Field(ge=0, le=2**50)] = 0  # of one proxy; 0 is no limit, here and below
     tasks: Annotated[int, Field(ge=0, le=2**22)] = 0  # processes and threads of one proxy
     cpu_weight: Annotated[int, Field(ge=1, le=10_000)] = 100  # its share beside other proxies
@@ -226,7 +228,7 @@ FIXED: dict[str, tuple[str, ...]] = {
     "network": (),
     "metrics": (),
     "web": ("listen",),
-    "s2ds": ("launcher", "user", "local", "nodes", "certificate", "key"),
+    "s2ds": ("launcher", "engine", "image", "user", "local", "nodes", "certificate", "key"),
     "audit": (),
 }
 

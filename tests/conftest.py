@@ -19,3 +19,13 @@ def oidc() -> Iterator[Any]:
 
     with provider() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def docker() -> Iterator[Any]:
+    """A `Daemon` of Docker, with our image."""
+    from tests.support.containers import daemon, load
+
+    with daemon("dockerd") as running:
+        load(running)
+        yield running

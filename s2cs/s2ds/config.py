@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from s2cs.s2ds.launchers.base import Limits
 from s2cs.s2ds.render import printed
 from scistream.errors import InvalidArgument
 from scistream.vocabulary import Endpoint, PortRange, Role, shown
@@ -59,6 +58,23 @@ class Interface:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What one proxy may use, where the launcher can hold it to that."""
+
+    memory_bytes: int = 0  # 0 is no limit
+    tasks: int = 0  # processes and threads; 0 is no limit
+    cpu_weight: int = 100  # its share beside others, when all want more than there is
+
+
+@dataclass(frozen=True, slots=True)
+class Containers:
+    """What runs containers, where the launcher makes some."""
+
+    engine: Path = Path("/run/docker.sock")  # where it answers
+    image: str = "scistream"  # with the proxies
+
+
+@dataclass(frozen=True, slots=True)
 class LocalConfig:
     """Settings of the data server in S2CS's own process.
 
@@ -73,7 +89,8 @@ class LocalConfig:
     wan_port: int = 0  # one for all sessions, by way of the router; 0: a port of the range for each connection
     backend: str = "auto"
     launcher: str = "process"
-    limits: Limits = field(default_factory=Limits)  # of one proxy, where the launcher keeps them
+    limits: Limits = Limits()  # of one proxy, where the launcher keeps them
+    containers: Containers = Containers()
     user: str = ""  # whom proxies run as; empty: see `confinement.choose`
     programs: Mapping[str, Path] = field(default_factory=dict)  # by backend; the others are looked for
     buffer_bytes: int = 256 * 1024

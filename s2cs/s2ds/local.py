@@ -71,7 +71,7 @@ class LocalDataServer:
 
     def __init__(self, config: LocalConfig) -> None:
         self._config = config
-        self._launcher = LAUNCHERS[config.launcher]
+        self._launcher = LAUNCHERS[config.launcher].using(config.containers)
         self._tunnels: dict[str, Tunnel] = {}
         self._events = Events()
         self._counting = Counting()
@@ -89,7 +89,7 @@ class LocalDataServer:
             FailedPrecondition: the directory or the launcher cannot be used, another server uses the directory, or
                 there is no such user to run proxies as.
         """
-        if lacking := self._launcher.lacks():
+        if lacking := await asyncio.to_thread(self._launcher.lacks):
             raise FailedPrecondition(f'[s2ds] launcher "{self._config.launcher}" cannot be used: {lacking}')
         self._confinement = choose(self._config.user)
         if self._confinement.caution:
@@ -103,6 +103,7 @@ class LocalDataServer:
             await self._router.open({tunnel.spec.id: tunnel.ways() for tunnel in self._tunnels.values()})
         elif (self._config.directory / DIRECTORY).exists():
             await self._clear(self._config.directory / DIRECTORY)
+        await self._launcher.tidy(self._config.directory)
         self._background = [asyncio.create_task(self._tidy()), asyncio.create_task(self._count())]
 
     async def _tidy(self) -> None:
@@ -112,6 +113,7 @@ class LocalDataServer:
                 tunnel.bound_logs()
             if self._router is not None:
                 self._router.bound_log()
+            await self._launcher.tidy(self._config.directory)
 
     async def _count(self) -> None:
         while True:
@@ -120,7 +122,7 @@ class LocalDataServer:
 
     def configure(self, config: LocalConfig) -> None:
         """Take other settings for the tunnels to come; what belongs to this server as a whole stays as it is."""
-        names = ("directory", "lan", "wan", "wan_port", "ports", "launcher", "user")
+        names = ("directory", "lan", "wan", "wan_port", "ports", "launcher", "user", "containers")
         fixed = {name: getattr(self._config, name) for name in names}
         self._config = replace(config, **fixed)
 
@@ -286,12 +288,7 @@ class LocalDataServer:
             raise NotFound(f"there is no tunnel {shown(id)}; reserve it first") from None
 
     def _find(self, backend: Backend) -> Found:
-        found = backend.find(self._config.programs.get(backend.name))
-        closed = self._confinement.closed(found.program) if self._confinement and not found.reason else None
-        if closed is None:
-            return found
-        reason = f"program {found.program} is behind {closed}, which {self._confined.user}, whom proxies run as, cannot"
-        return replace(found, reason=f"{reason} pass; install it: {backend.install}")
+        return self._launcher.find(backend, self._config.programs.get(backend.name), self._confinement)
 
     def _choose(self, spec: TunnelSpec) -> tuple[Backend, Found]:
         """Take the backend that was named, or the first that can do what is asked."""

@@ -15,7 +15,7 @@ from scistream.errors import FailedPrecondition
 
 _CONFIGS = "|".join(map(re.escape, (*(backend.config for backend in BACKENDS.values()), *FILES)))
 _OF_A_TUNNEL = re.compile(
-    rf"\d+|run|next|key\.pem|tunnel\.json|traffic\.(json|new)|(proxy|check)-\d+\.(log|handle)|{_CONFIGS}"
+    rf"\d+|run|next|key\.pem|tunnel\.json|traffic\.(json|new)|(proxy|check)-\d+\.(log|handle|sock)|{_CONFIGS}"
 )
 
 

@@ -42,6 +42,15 @@ def alive(pid: int) -> bool:
         return False
 
 
+def own_number(pid: int) -> int:
+    """The number that a process knows itself by: in a container that is another."""
+    try:
+        found = re.search(r"^NSpid:.*\s(\d+)$", _read(f"/proc/{pid}/status"), re.MULTILINE)
+    except OSError:
+        return pid
+    return int(found[1]) if found else pid
+
+
 def children(pid: int) -> frozenset[int]:
     """The processes that a process's main thread started."""
     try:

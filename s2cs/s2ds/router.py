@@ -20,7 +20,7 @@ from pathlib import Path
 from signal import Signals
 
 from s2cs.s2ds.backends import BACKENDS
-from s2cs.s2ds.backends.base import HANDSHAKE_S, IDLE_S
+from s2cs.s2ds.backends.base import HANDSHAKE_S, IDLE_S, Found
 from s2cs.s2ds.buffers import send_buffer
 from s2cs.s2ds.config import Interface
 from s2cs.s2ds.files import make, room, write
@@ -78,7 +78,7 @@ class Router:
             FailedPrecondition: there is no HAProxy, another program has the port, or the relay does not come up.
         """
         self._ways = dict(ways)
-        found = _BACKEND.find(self._means.config.programs.get(_BACKEND.name))
+        found = self._found()
         if found.reason:
             raise FailedPrecondition(
                 f"[network] wan_port needs HAProxy, whatever carries sessions: {found.reason}; or leave wan_port out"
@@ -168,11 +168,10 @@ class Router:
         self._listeners.listen(send_buffer=send_buffer(config.in_flight))
         if self._control is None:
             self._control = self._bind_control()
-        found = _BACKEND.find(config.programs.get(_BACKEND.name))
-        command = _BACKEND.command(found.program, self._directory / _CONFIG)
+        command = _BACKEND.command(self._found().program, self._directory / _CONFIG)
         sockets = (*self._listeners.sockets, self._control)
         job = Job(command, self._directory, means.confinement, sockets, {}, Path(_LOG), Path(_HANDLE), "router")
-        proxy = self._proxy_of(means.launcher.launch(job))
+        proxy = self._proxy_of(await means.launcher.launch(job))
         try:
             await until_serving(proxy, _BACKEND, self._listeners.inodes, config.start_timeout_s)
         except BaseException:
@@ -249,6 +248,10 @@ class Router:
         return Proxy(
             process, SessionLog(self._directory / _LOG, _BACKEND, Role.PROD, ledger), self._directory / _HANDLE
         )
+
+    def _found(self) -> Found:
+        means = self._means
+        return means.launcher.find(_BACKEND, means.config.programs.get(_BACKEND.name), means.confinement)
 
     def _close_sockets(self) -> None:
         if self._listeners is not None:

@@ -69,7 +69,7 @@ class Runner:
         command = self._backend.check_command(self._found.program, self.files.stage(generation))
         if command is None:
             return
-        check = self._run(command, f"check-{generation}")
+        check = await self._run(command, f"check-{generation}")
         try:
             await check.process.wait(self._means.config.start_timeout_s)
             if check.process.ended != "exited with status 0":
@@ -89,7 +89,7 @@ class Runner:
         self._listeners.listen(spec.pace, send_buffer(config.in_flight) if to_the_wan else 0)
         self._launched += 1
         command = self._backend.command(self._found.program, self.files.config)
-        proxy = self._run(command, f"proxy-{self._launched}")
+        proxy = await self._run(command, f"proxy-{self._launched}")
         try:
             await until_serving(proxy, self._backend, self._listeners.inodes, config.start_timeout_s)
         except BaseException:
@@ -119,12 +119,12 @@ class Runner:
                 self._log_of(handle).end()
                 clear(handle)
 
-    def _run(self, command: tuple[str, ...], name: str) -> Proxy:
+    async def _run(self, command: tuple[str, ...], name: str) -> Proxy:
         sockets, handle = self._listeners.sockets, Path(f"{name}.handle")
         environment, confinement = self._backend.environment(len(sockets)), self._means.confinement
         uid, limits = self._record.spec.uid, self._means.config.limits
         job = Job(command, self.directory, confinement, sockets, environment, log_of(handle), handle, uid, limits)
-        return self._proxy_of(self._means.launcher.launch(job), self.directory / handle)
+        return self._proxy_of(await self._means.launcher.launch(job), self.directory / handle)
 
     def _proxy_of(self, process: Running, handle: Path) -> Proxy:
         return Proxy(process, self._log_of(handle), handle)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import random
-import secrets
 import signal
-import socket
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,36 +13,11 @@ import pytest
 from scistream.proto import scistream_pb2 as pb
 from tests.support.gateways import GatewayProcess, gateway
 from tests.support.sessions import Opened, echo, open_pair
+from tests.support.streams import Stream
 
 pytestmark = pytest.mark.soak
 BACKENDS = ["stunnel", "haproxy", "nginx"]
 KEEP = {"SCISTREAM_SERVER__ON_SHUTDOWN": "keep"}
-
-
-class Stream(threading.Thread):
-    """Send blocks through a session and see that the same come back, until told to end; then see the end come."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        super().__init__(daemon=True)
-        self.connection = connection
-        self.ending = threading.Event()
-        self.blocks = 0
-        self.fault: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            with self.connection:
-                self.connection.settimeout(120)
-                while not self.ending.is_set():
-                    block = secrets.token_bytes(16384)
-                    self.connection.sendall(block)
-                    assert self.connection.recv(len(block), socket.MSG_WAITALL) == block
-                    self.blocks += 1
-                    time.sleep(0.02)
-                self.connection.shutdown(socket.SHUT_WR)
-                assert self.connection.recv(1) == b""
-        except BaseException as error:
-            self.fault = error
 
 
 def states(running: GatewayProcess) -> dict[str, str]:

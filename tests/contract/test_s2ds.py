@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.contract import Change, DataServer, TunnelState
 from s2cs.s2ds.launchers import LAUNCHERS
 from s2cs.s2ds.remote.client import Link, RemoteDataServer
@@ -106,10 +107,12 @@ def nodes() -> Iterator[Callable[[str], NodeProcess]]:
 
 
 SYSTEMD = [pytest.param(f"systemd/{name}", marks=pytest.mark.engines) for name in FLAVOURS]
+DOCKER = [pytest.param(f"docker/{name}", marks=pytest.mark.engines) for name in BACKENDS]
 PLACES = [
     *(f"local/{name}" for name in FLAVOURS),
     *ONE_PORT,
     *SYSTEMD,
+    *DOCKER,
     "remote/nginx",
     *(pytest.param(f"remote/{name}", marks=pytest.mark.soak) for name in FLAVOURS if name != "nginx"),
 ]
@@ -121,14 +124,17 @@ def node(request: pytest.FixtureRequest, tmp_path: Path, nodes: Callable[[str], 
     if place == "remote":
         yield from on_a_node(nodes(name), flavour(name), tmp_path)
         return
-    launcher = "systemd" if place == "systemd" else "process"
-    if lacking := LAUNCHERS[launcher].lacks():
+    launcher = place if place in LAUNCHERS else "process"
+    of_all: dict[str, object] = {"launcher": launcher}
+    if launcher == "docker":
+        of_all["containers"] = request.getfixturevalue("docker").containers
+    elif lacking := LAUNCHERS[launcher].lacks():
         pytest.skip(lacking)
-    kind = flavour(request.param.removeprefix("local/").removeprefix("systemd/"))
+    kind = flavour(request.param if place == "one-port" else name)
     with ports(20) as range_:
 
         def open_server(**more: object) -> AbstractAsyncContextManager[DataServer]:
-            more = {"launcher": launcher, **more}
+            more = {**of_all, **more}
             return local(config(tmp_path, more.pop("ports", range_), kind, **more))  # type: ignore[arg-type]
 
         made = Node(kind.backend, tmp_path, range_, open_server, kind.wan_port(range_))

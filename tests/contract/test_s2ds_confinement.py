@@ -56,7 +56,7 @@ async def started(server: LocalDataServer, id: str) -> int:
 async def said(script: str, directory: Path, confinement: Confinement) -> str:
     """Run a shell where a proxy would be, and give what it said."""
     job = Job(("/bin/sh", "-c", script), directory, confinement, log=Path("try.log"), handle=Path("try.handle"))
-    process = LAUNCHERS["process"].launch(job)
+    process = await LAUNCHERS["process"].launch(job)
     assert await process.wait(20)
     return (directory / "try.log").read_text()
 

@@ -128,7 +128,7 @@ async def test_a_proxy_that_never_serves_is_ended_in_time(
 
 async def test_what_ignores_the_polite_signal_is_killed_with_its_children(tmp_path: Path) -> None:
     script = "trap '' TERM; (trap '' TERM; sleep 60) & sleep 60"
-    process = LAUNCHERS["process"].launch(Job(("/bin/sh", "-c", script), tmp_path))
+    process = await LAUNCHERS["process"].launch(Job(("/bin/sh", "-c", script), tmp_path))
     while len(processes_in(tmp_path)) < 3:
         await asyncio.sleep(0.01)
     await process.stop(signal.SIGTERM, 0.1)
@@ -143,12 +143,12 @@ async def test_what_cannot_be_watched_does_not_run(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(os, "pidfd_open", none_left)
     with pytest.raises(Unavailable, match="could not be watched: Too many open files"):
-        LAUNCHERS["process"].launch(Job(("/bin/sleep", "60"), tmp_path))
+        await LAUNCHERS["process"].launch(Job(("/bin/sleep", "60"), tmp_path))
     assert processes_in(tmp_path) == []
 
 
 async def test_a_child_that_outlives_its_leader_is_killed(tmp_path: Path) -> None:
-    process = LAUNCHERS["process"].launch(Job(("/bin/sh", "-c", "sleep 60 & sleep 0.1; exit 7"), tmp_path))
+    process = await LAUNCHERS["process"].launch(Job(("/bin/sh", "-c", "sleep 60 & sleep 0.1; exit 7"), tmp_path))
     assert await process.wait(10)
     await process.stop(signal.SIGTERM, 1)
     assert processes_in(tmp_path) == []
@@ -191,7 +191,7 @@ async def test_what_a_library_left_inheritable_stays_here(
     leak = os.dup(1)
     os.set_inheritable(leak, True)
     try:
-        process = LAUNCHERS["process"].launch(Job(("/bin/sh", "-c", "ls /proc/$$/fd; sleep 60"), tmp_path))
+        process = await LAUNCHERS["process"].launch(Job(("/bin/sh", "-c", "ls /proc/$$/fd; sleep 60"), tmp_path))
         while not (said := (tmp_path / "log").read_text()).endswith("2\n"):
             await asyncio.sleep(0.01)
         assert said.split() == ["0", "1", "2"]
@@ -440,7 +440,7 @@ async def main():
         os.setuid(65534)
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     try:
-        LAUNCHERS["process"].launch(Job(("/bin/true",), Path(sys.argv[1])))
+        await LAUNCHERS["process"].launch(Job(("/bin/true",), Path(sys.argv[1])))
     except Unavailable as error:
         print(error)
 asyncio.run(main())

@@ -142,7 +142,7 @@ async def main():
     shell = "cat own; for f in /etc/scistream/certs/server.key /var/lib/scistream/s2cs.db /etc/scistream/s2cs.toml; do "
     shell += "cat $f && echo read $f; done; echo >../mine && echo wrote; kill -0 $PPID && echo signalled"
     job = Job(("/bin/sh", "-c", shell), base, choose(""), log=pathlib.Path("log"), handle=pathlib.Path("handle"))
-    process = LAUNCHERS["process"].launch(job)
+    process = await LAUNCHERS["process"].launch(job)
     await process.wait(20)
     print((base / "log").read_text())
 asyncio.run(main())

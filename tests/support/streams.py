@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -106,3 +108,29 @@ class Recorder:
                     self.seen += data
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
+
+
+class Stream(threading.Thread):
+    """Send blocks through a session and see that the same come back, until told to end; then see the end come."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__(daemon=True)
+        self.connection = connection
+        self.ending = threading.Event()
+        self.blocks = 0
+        self.fault: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            with self.connection:
+                self.connection.settimeout(120)
+                while not self.ending.is_set():
+                    block = secrets.token_bytes(16384)
+                    self.connection.sendall(block)
+                    assert self.connection.recv(len(block), socket.MSG_WAITALL) == block
+                    self.blocks += 1
+                    time.sleep(0.02)
+                self.connection.shutdown(socket.SHUT_WR)
+                assert self.connection.recv(1) == b""
+        except BaseException as error:
+            self.fault = error

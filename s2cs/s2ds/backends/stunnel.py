@@ -55,9 +55,9 @@ class Stunnel(Backend):
         """See the pid file, which it writes last of all, and the sockets; after a reload, its word."""
         if view.before is not None:
             return view.log.rpartition("Configuration successful")[2].count(") bound to ") >= len(view.inodes)
-        return _written(view.directory / RUN / "stunnel.pid") == str(view.pid) and view.inodes <= procfs.sockets(
-            view.pid
-        )
+        return _written(view.directory / RUN / "stunnel.pid") == str(
+            procfs.own_number(view.pid)
+        ) and view.inodes <= procfs.sockets(view.pid)
 
 
 def _written(path: Path) -> str:

@@ -9,16 +9,9 @@ from pathlib import Path
 from signal import Signals
 from typing import Protocol
 
+from s2cs.s2ds.backends.base import Backend, Found
+from s2cs.s2ds.config import Containers, Limits
 from s2cs.s2ds.confinement import Confinement, own
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one program may use, where the launcher can hold it to that."""
-
-    memory_bytes: int = 0  # 0 is no limit
-    tasks: int = 0  # processes and threads; 0 is no limit
-    cpu_weight: int = 100  # its share beside others, when all want more than there is
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +63,26 @@ class Running(Protocol):
 class Launcher(Protocol):
     """A way to run programs."""
 
+    def using(self, containers: Containers) -> Launcher:
+        """Give a launcher for one data server, with the engine and image of its settings, where it needs such."""
+        ...
+
     def lacks(self) -> str:
         """Say what keeps it from running anything on this host; empty when nothing does."""
         ...
 
-    def launch(self, job: Job) -> Running:
-        """Start a program; it runs when this returns.
+    def find(self, backend: Backend, explicit: Path | None, confinement: Confinement | None) -> Found:
+        """Find a proxy's program where it will run: the operator's choice, else the first usable one.
+
+        Args:
+            backend: which proxy.
+            explicit: the operator's choice, if any.
+            confinement: whom it will run as, if that is known.
+        """
+        ...
+
+    async def launch(self, job: Job) -> Running:
+        """Start a program; it runs when this returns, and nothing is left when it is cancelled.
 
         Raises:
             Unavailable: the system starts no program now.
@@ -84,4 +91,8 @@ class Launcher(Protocol):
 
     def adopt(self, handle: Path) -> Running | None:
         """Find what a handle file names, started by an earlier server; None when it has ended."""
+        ...
+
+    async def tidy(self, directory: Path) -> None:
+        """Clear away what is left of programs that have ended, of the data server with this directory."""
         ...

@@ -17,13 +17,16 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from signal import Signals
 from typing import Self
 
 from s2cs.s2ds import procfs
-from s2cs.s2ds.confinement import forbid_cores
-from s2cs.s2ds.launchers.base import Job, Running
+from s2cs.s2ds.backends.base import Backend, Found
+from s2cs.s2ds.config import Containers
+from s2cs.s2ds.confinement import Confinement, forbid_cores
+from s2cs.s2ds.launchers.base import Job, Launcher, Running
 from scistream.errors import Unavailable
 
 # What posix_spawn cannot do, with the handle's file as standard input. The process writes its handle itself, before it
@@ -37,7 +40,7 @@ export LISTEN_PID=$$
 shift 2
 exec "$@" </dev/null
 """
-_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 _FILES_MAX = 2**20
 _LIBC = ctypes.CDLL(None)
 _CLOSE_RANGE, _CLOEXEC = 436, 1 << 2  # the number of the call is the same on all architectures
@@ -110,7 +113,7 @@ class Process:
         # Its number cannot be given out again before it is reaped: what its group still has is ours to kill.
         self._kill_group()
         try:
-            ended = _in_words(os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1]))
+            ended = in_words(os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1]))
         except ChildProcessError:
             ended = "ended"  # an earlier server's child: init has its status
         self._forget()
@@ -140,19 +143,32 @@ class ProcessLauncher:
 
     kind = Process
 
+    def using(self, containers: Containers) -> Launcher:
+        """Give this: it needs no containers."""
+        return self
+
     def lacks(self) -> str:
         """Say what keeps processes from being run here: nothing."""
         return ""
 
-    def launch(self, job: Job) -> Running:
+    def find(self, backend: Backend, explicit: Path | None, confinement: Confinement | None) -> Found:
+        """Find a proxy's program on this node, where its user can run it."""
+        found = backend.find(explicit)
+        closed = confinement.closed(found.program) if confinement and not found.reason else None
+        if confinement is None or closed is None:
+            return found
+        reason = f"program {found.program} is behind {closed}, which {confinement.user}, whom proxies run as, cannot"
+        return replace(found, reason=f"{reason} pass; install it: {backend.install}")
+
+    async def launch(self, job: Job) -> Running:
         """Start a program; it runs when this returns.
 
         Raises:
             Unavailable: the system starts no process now.
         """
-        start = (str(job.directory), str(_files_limit()), *job.wrapper, *job.confinement.prefix())
+        start = (str(job.directory), str(files_limit()), *job.wrapper, *job.confinement.prefix())
         argv = ["/bin/sh", "-c", _PREAMBLE, "sh", *start, *job.argv]
-        environment = {**_ENVIRONMENT, **job.environment, "LISTEN_FDS": str(len(job.sockets))}
+        environment = {**ENVIRONMENT, **job.environment, "LISTEN_FDS": str(len(job.sockets))}
         opened: list[int] = []
         try:
             for name, how in ((job.log, os.O_APPEND), (job.handle, os.O_TRUNC)):
@@ -184,7 +200,7 @@ class ProcessLauncher:
             return self.kind(pid)
         except OSError as error:  # nobody would hear of its end
             os.killpg(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            os.waitpid(pid, 0)  # noqa: ASYNC222 - it was killed
             raise Unavailable(
                 f"{job.argv[0]} could not be watched: {error.strerror}; look at this node's load"
             ) from None
@@ -200,6 +216,9 @@ class ProcessLauncher:
         if process is None and boot == procfs.boot_id():
             _end_orphans(pid, handle.parent)
         return process
+
+    async def tidy(self, directory: Path) -> None:
+        """Do nothing: of a process nothing is left."""
 
 
 def _spawn(argv: list[str], environment: dict[str, str], actions: list[tuple[int, ...]]) -> int:
@@ -269,13 +288,13 @@ def _hand_down_nothing_else() -> None:
                     os.set_inheritable(int(name), False)
 
 
-def _files_limit() -> int:
+def files_limit() -> int:
     """How many files a proxy may open: as many as the system lets this service raise it to."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return _FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, _FILES_MAX)
 
 
-def _in_words(code: int) -> str:
+def in_words(code: int) -> str:
     return f"was ended by {Signals(-code).name}" if code < 0 else f"exited with status {code}"
 
 

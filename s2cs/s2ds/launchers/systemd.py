@@ -17,7 +17,8 @@ from pathlib import Path
 from signal import Signals
 
 from s2cs.s2ds import procfs
-from s2cs.s2ds.launchers.base import Job, Limits, Running
+from s2cs.s2ds.config import Limits
+from s2cs.s2ds.launchers.base import Job, Running
 from s2cs.s2ds.launchers.process import Process, ProcessLauncher
 
 SLICE = "scistream.slice"
@@ -73,14 +74,14 @@ class SystemdLauncher(ProcessLauncher):
             return "there is no systemd-run"
         return ""
 
-    def launch(self, job: Job) -> Running:
+    async def launch(self, job: Job) -> Running:
         """Start a program in a scope of its own; it runs when this returns.
 
         Raises:
             Unavailable: the system starts no process now.
         """
         unit = f"scistream-{job.uid}-{secrets.token_hex(4)}.scope"
-        running = super().launch(replace(job, wrapper=_command(unit, job)))
+        running = await super().launch(replace(job, wrapper=_command(unit, job)))
         assert isinstance(running, Scoped)
         running.unit = unit
         return running
