@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from itertools import count
 from pathlib import Path
 
-from s2cs import server
+from s2cs import data_server, server
 from s2cs.s2ds.contract import (
     BackendInfo,
     Bridge,
@@ -49,7 +49,7 @@ class NullDataServer(DataServer):
         """Nothing to end."""
         self._ended.set()
 
-    def let_go(self) -> None:
+    async def leave(self) -> None:
         """Nothing to let go."""
         self._ended.set()
 
@@ -100,6 +100,10 @@ class NullDataServer(DataServer):
         """One that can do anything."""
         return (BackendInfo("nginx", frozenset(), "0"),)
 
+    def most_ports(self) -> int:
+        """As many as wanted."""
+        return 65_535
+
     def free_ports(self, role: Role) -> int:
         """As many as wanted."""
         return 65_535
@@ -107,7 +111,7 @@ class NullDataServer(DataServer):
 
 def main(arguments: list[str]) -> None:
     """Serve as `s2cs serve` does."""
-    server.LocalDataServer = NullDataServer  # type: ignore[assignment, misc]
+    data_server.LocalDataServer = NullDataServer  # type: ignore[assignment, misc]
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     asyncio.run(server.serve(Path(arguments[arguments.index("--config") + 1])))
 

@@ -176,7 +176,7 @@ class _GatewayCollector:
             ports.add_metric([side], gateway.data_server.free_ports(role))
         yield ports
         yield _old_clients(gateway.old_clients)
-        yield _gauge("scistream_ports_limit", "Ports in the range of each side.", len(gateway.settings.network.ports))
+        yield _gauge("scistream_ports_limit", "Ports in the range of each side.", gateway.data_server.most_ports())
         with suppress(ScistreamError):  # where the store cannot be read, everything else is wanted all the more
             yield _gauge("scistream_draining", "1 while no new sessions are taken.", gateway.draining)
         yield _gauge("scistream_unsaved_sessions", "Sessions whose last change is not on disk yet.", gateway.unsaved)

@@ -259,6 +259,10 @@ class DataServer(Protocol):
         """The backends of this node, usable or not."""
         ...
 
+    def most_ports(self) -> int:
+        """How many ports there are for each role, held or free, where sessions are taken."""
+        ...
+
     def free_ports(self, role: Role) -> int:
         """How many listeners could still be reserved for a role."""
         ...

@@ -259,6 +259,10 @@ class LocalDataServer:
             for backend, found in ((backend, self._find(backend)) for backend in BACKENDS.values())
         )
 
+    def most_ports(self) -> int:
+        """How many ports there are for each role."""
+        return len(self._config.ports)
+
     def free_ports(self, role: Role) -> int:
         """How many listeners could still be reserved for a role, if no other program uses the range."""
         own = {each: self._config.interface(each, self._config.wan_port).bind for each in Role}

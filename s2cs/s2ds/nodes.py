@@ -220,6 +220,10 @@ class Nodes:
                     found[info.name] = replace(known, reason=f"{known.reason}; {info.reason}")
         return tuple(found.values())
 
+    def most_ports(self) -> int:
+        """How many ports there are for each role, on all nodes together that take sessions."""
+        return sum(server.most_ports() for name, server in self._servers.items() if not self._is_drained(name))
+
     def free_ports(self, role: Role) -> int:
         """How many listeners could still be reserved for a role, on all nodes together."""
         return sum(node.free_ports for node in self._candidates(role) if not node.drained)

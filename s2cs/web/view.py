@@ -78,7 +78,7 @@ class View:
     def _capacity(self, caller: Caller) -> dict[str, Any]:
         """Say what is used of what there is; what all users use together is told to operators."""
         gateway, limits = self._gateway, self._gateway.settings.limits
-        ports = len(gateway.settings.network.ports)
+        ports = gateway.data_server.most_ports()
         told: dict[str, Any] = {
             "ports": {str(role): {"used": ports - gateway.data_server.free_ports(role), "most": ports} for role in Role}
         }

@@ -199,6 +199,7 @@ def test_metrics_tell_of_each_node(site: Site) -> None:
     assert told == set(re.findall(r"^\| `(scistream_node_\w+)` \|", page, re.MULTILINE))
     assert {'scistream_node_up{node="local"} 1.0', 'scistream_node_up{node="n2"} 1.0'} <= set(text.splitlines())
     assert 'scistream_node_ports_free{node="n1",side="wan"} 20.0' in text
+    assert {"scistream_ports_limit 40.0", 'scistream_ports_free{side="lan"} 40.0'} <= set(text.splitlines())
 
 
 def test_nodes_are_added_and_what_cannot_be_is_refused(tmp_path: Path) -> None:

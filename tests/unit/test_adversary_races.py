@@ -90,6 +90,9 @@ class _DataServer:
     def backends(self) -> tuple[BackendInfo, ...]:
         return ()
 
+    def most_ports(self) -> int:
+        return 1
+
     def free_ports(self, role: Role) -> int:
         return 1
 

@@ -223,6 +223,10 @@ class RemoteDataServer:
             )
         return self._info.backends
 
+    def most_ports(self) -> int:
+        """How many ports there are for each role; none while the node is lost."""
+        return 0 if self._info is None or self.lost else self._info.most_ports
+
     def free_ports(self, role: Role) -> int:
         """How many listeners could still be reserved for a role."""
         return 0 if self._info is None or self.lost else self._info.free_ports[role]

@@ -35,6 +35,7 @@ class NodeInfo:
     version: str
     backends: tuple[BackendInfo, ...]
     free_ports: dict[Role, int]
+    most_ports: int
 
 
 def reserve_to(spec: TunnelSpec, call: pb.Call) -> pb.Reserve:
@@ -224,6 +225,7 @@ def node_to(name: str, server: DataServer) -> pb.Node:
         backends=backends,
         free_ports_wan=server.free_ports(Role.PROD),
         free_ports_lan=server.free_ports(Role.CONS),
+        most_ports=server.most_ports(),
     )
 
 
@@ -241,4 +243,4 @@ def node_from(message: pb.Node) -> NodeInfo:
         for info in message.backends
     )
     free = {Role.PROD: message.free_ports_wan, Role.CONS: message.free_ports_lan}
-    return NodeInfo(message.name, message.version, backends, free)
+    return NodeInfo(message.name, message.version, backends, free, message.most_ports)

@@ -540,11 +540,14 @@ class Node(_message.Message):
     BACKENDS_FIELD_NUMBER: _builtins.int
     FREE_PORTS_WAN_FIELD_NUMBER: _builtins.int
     FREE_PORTS_LAN_FIELD_NUMBER: _builtins.int
+    MOST_PORTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.str
     free_ports_wan: _builtins.int
     """for producers' sides"""
     free_ports_lan: _builtins.int
+    most_ports: _builtins.int
+    """of each side"""
     @_builtins.property
     def backends(self) -> _containers.RepeatedCompositeFieldContainer[Global___Backend]: ...
     def __init__(
@@ -555,10 +558,11 @@ class Node(_message.Message):
         backends: _abc.Iterable[Global___Backend] | None = ...,
         free_ports_wan: _builtins.int = ...,
         free_ports_lan: _builtins.int = ...,
+        most_ports: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "free_ports_lan", b"free_ports_lan", "free_ports_wan", b"free_ports_wan", "name", b"name", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "free_ports_lan", b"free_ports_lan", "free_ports_wan", b"free_ports_wan", "most_ports", b"most_ports", "name", b"name", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
