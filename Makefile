@@ -32,7 +32,7 @@ test: $(DEV_STAMP) proxies provider prometheus chromium ## the whole test suite 
 	$(PY) -m pytest -m "not soak and not engines" -n $(TEST_WORKERS) --dist loadscope
 
 test-engines: $(DEV_STAMP) proxies $(WHEELHOUSE) ## what needs a booted systemd or another engine; skips what is not there
-	$(PY) -m pytest -m engines --timeout 600 tests/engines
+	$(PY) -m pytest -m engines --timeout 600 tests/engines tests/contract
 
 lint: $(DEV_STAMP) ## style and types
 	$(VENV)/bin/ruff check .

@@ -18,6 +18,7 @@ DIRECTORY, _SESSION, _TUNNEL = (f"org.scistream.{name}" for name in ("directory"
 """Labels: the data server, by its directory, the session's uid and the tunnel."""
 
 _ENTRY = Path(entry.__file__)
+_PROCESSES_MAX = 32768  # of their user, in all containers
 _NEVER_MORE = {  # whatever the settings say
     "CapDrop": ["ALL"],
     "SecurityOpt": ["no-new-privileges", "label=disable"],  # SELinux would let it read no file of the tunnel
@@ -45,7 +46,8 @@ def described(job: Job, image: str, meeting: str) -> dict[str, Any]:
     """
     environment = {**ENVIRONMENT, **job.environment, "LISTEN_FDS": str(len(job.sockets))}
     directory, limits, files = str(job.directory), job.limits, files_limit()
-    most = resource.getrlimit(resource.RLIMIT_NPROC)[1]  # -1 is no limit, here and there
+    own = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    most = _PROCESSES_MAX if own == resource.RLIM_INFINITY else min(own, _PROCESSES_MAX)
     command = ["python3", "-I", "-S", "-c", _ENTRY.read_text(), meeting, str(1 + len(job.sockets)), *job.argv]
     host = {
         **_NEVER_MORE,

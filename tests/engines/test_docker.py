@@ -17,13 +17,17 @@ import pytest
 from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.config import Limits
 from s2cs.s2ds.confinement import Confinement
+from s2cs.s2ds.contract import TunnelState
 from s2cs.s2ds.launchers.base import Job
 from s2cs.s2ds.launchers.docker import DockerLauncher
 from scistream.proto import scistream_pb2 as pb
-from tests.support.containers import Daemon
+from scistream.vocabulary import Role
+from tests.support.containers import Daemon, copy, daemon
 from tests.support.gateways import GatewayProcess, gateway
+from tests.support.ports import ports
 from tests.support.sessions import Echo, Opened, echo, exchange, open_pair
 from tests.support.streams import Stream
+from tests.support.tunnels import Flavour, Session, answering, application, calling, config, local
 
 MEMORY = 64 * 2**20
 KEEP = {"SCISTREAM_SERVER__ON_SHUTDOWN": "keep"}
@@ -259,3 +263,32 @@ def test_an_image_without_proxies_is_told(docker: Daemon, tmp_path: Path) -> Non
     run = s2cs("check", stopped.directory, settings(docker, IMAGE="scistream-base"))
     assert run.returncode == 1
     assert "image scistream-base does not say which proxies it has" in run.stdout
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_podman_does_as_well(docker: Daemon, tmp_path: Path, backend: str) -> None:
+    with daemon("podman") as podman, ports(10) as range_:
+        copy(docker, podman)
+        before = podman.all()
+        chosen = config(tmp_path, range_, Flavour(backend, backend), launcher="docker", containers=podman.containers)
+        session = Session()
+        spec = session.spec(Role.PROD, 2)
+        async with application(answering(b"app")) as target:
+            first = local(chosen)
+            server = await first.__aenter__()
+            reserved = await server.reserve(spec)
+            await server.start(spec.id, session.bridge(reserved, Role.PROD, target))
+            async with calling(reserved.listeners[0], session) as caller:
+                assert await caller.ask(b"one") == b"app one"
+                server.let_go()
+                async with local(chosen) as again:
+                    assert await caller.ask(b"two") == b"app two"
+                    (status,) = await again.list()
+                    assert status.state is TunnelState.RUNNING
+                    os.kill(status.pids[0], signal.SIGKILL)
+                    async with calling(reserved.listeners[1], session) as other:
+                        assert await other.ask(b"three") == b"app three"
+                    (status,) = await again.list()
+                    assert status.reason.startswith(f"{backend} was ended by SIGKILL")
+                    await again.stop(spec.id)
+                    assert podman.all() == before
