@@ -5,7 +5,8 @@
     with s2uc.request(s2uc.known_gateway("aps"), s2uc.known_gateway("alcf"), num_conn=4) as session:
         consume(session.listeners)
 
-`s2uc.request` waits for its end; `s2uc.aio.request` is the same for asyncio.
+`s2uc.request` waits for its end; `s2uc.aio.request` is the same for asyncio. `s2uc.reserve` stops half-way, for the
+programs that are to be started before the way is open.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ if TYPE_CHECKING:
     from s2uc import login
     from s2uc import session as aio
     from s2uc.app import hello, open_way
-    from s2uc.blocking import Session, request
+    from s2uc.blocking import Session, request, reserve
     from s2uc.config import known_gateway
     from s2uc.gateway import Gateway, GatewayClient
+    from s2uc.keys import AppKey
     from s2uc.side import Step, StepEvent
     from s2uc.ticket import Ticket
 
 __all__ = [
+    "AppKey",
     "Gateway",
     "GatewayClient",
     "Session",
@@ -36,10 +39,12 @@ __all__ = [
     "login",
     "open_way",
     "request",
+    "reserve",
 ]
 
 _MODULES = {"aio": "s2uc.session", "login": "s2uc.login"}
 _HOME = {
+    "AppKey": "keys",
     "Gateway": "gateway",
     "GatewayClient": "gateway",
     "Session": "blocking",
@@ -50,6 +55,7 @@ _HOME = {
     "known_gateway": "config",
     "open_way": "app",
     "request": "blocking",
+    "reserve": "blocking",
 }
 
 

@@ -7,8 +7,9 @@ loop runs already.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from datetime import datetime
 from functools import cache
 from types import TracebackType
@@ -16,7 +17,10 @@ from typing import Any, Self, TypeVar
 
 from s2uc import session as aio
 from s2uc.gateway import TIMEOUT_S, Gateway
+from s2uc.keys import AppKey
+from s2uc.saga import OpenSide, silent
 from s2uc.side import Report
+from scistream.errors import FailedPrecondition
 from scistream.machine import State
 from scistream.proto import scistream_pb2 as pb
 from scistream.vocabulary import Endpoint, Rate, Role, Uid
@@ -34,8 +38,19 @@ def _loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
+_forked = threading.Event()
+# The thread is not in a forked child, and gRPC does not work there: said at once, where it would hang.
+os.register_at_fork(after_in_child=lambda: _forked.set() if _loop.cache_info().currsize else None)
+
+
 def wait_for(work: Coroutine[Any, Any, _T]) -> _T:
     """Run a coroutine to its end; an interrupt cancels it and waits for what it undoes."""
+    if _forked.is_set():
+        work.close()
+        raise FailedPrecondition(
+            "this process was forked from one that had used s2uc, where gRPC cannot work; "
+            'start it with multiprocessing.get_context("spawn")'
+        )
     ended = threading.Event()
 
     async def tracked() -> _T:
@@ -56,7 +71,10 @@ def wait_for(work: Coroutine[Any, Any, _T]) -> _T:
 
 
 class Session:
-    """An open session. ConsApp connects to `listeners`. `with` releases it at the end of the block."""
+    """A session that is open, or reserved and to be opened. ConsApp connects to `listeners`.
+
+    `with` releases it at the end of the block.
+    """
 
     def __init__(self, session: aio.Session) -> None:
         self._session = session
@@ -71,7 +89,7 @@ class Session:
 
     @property
     def state(self) -> State:
-        """ACTIVE, or RELEASED after `release`."""
+        """RESERVED before `open`, then ACTIVE, and RELEASED after `release`."""
         return self._session.state
 
     @property
@@ -85,12 +103,12 @@ class Session:
         return self._session.listeners
 
     @property
-    def producer(self) -> aio.OpenSide:
+    def producer(self) -> OpenSide:
         """The producer's side."""
         return self._session.producer
 
     @property
-    def consumer(self) -> aio.OpenSide:
+    def consumer(self) -> OpenSide:
         """The consumer's side."""
         return self._session.consumer
 
@@ -98,6 +116,31 @@ class Session:
     def keys(self) -> Mapping[Role, str]:
         """The secrets with which the two applications say Hello."""
         return self._session.keys
+
+    @property
+    def producer_key(self) -> AppKey:
+        """With what ProdApp says Hello, from anywhere."""
+        return self._session.producer_key
+
+    @property
+    def consumer_key(self) -> AppKey:
+        """With what ConsApp says Hello, from anywhere."""
+        return self._session.consumer_key
+
+    def open(self, prod_listeners: Iterable[str | Endpoint] = (), hello_timeout: float | None = None) -> None:
+        """Open a reserved session: steps 4 to 7. Opening again is harmless, and so it is after a failure.
+
+        Args:
+            prod_listeners: where ProdApp listens, as `HOST:PORT`; empty means to wait for its Hello.
+            hello_timeout: seconds to wait for ProdApp; None is as long as its gateway does.
+
+        Raises:
+            InvalidArgument: an address that cannot be one, too many of them, or that the gateway does not forward to.
+            FailedPrecondition: it has ended.
+            DeadlineExceeded: a gateway or the producer did not answer in time, or the lease is over.
+            Unavailable: a gateway cannot be reached, or its proxy does not start.
+        """
+        wait_for(self._session.open(prod_listeners, hello_timeout))
 
     def status(self) -> list[pb.SessionInfo | None]:
         """Ask both gateways how it is.
@@ -143,7 +186,7 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.release()
+        wait_for(self._session.__aexit__(kind, error, trace))
 
 
 def request(
@@ -159,7 +202,7 @@ def request(
     labels: Mapping[str, str] | None = None,
     timeout: float = TIMEOUT_S,
     hello_timeout: float | None = None,
-    on_step: Report = aio.silent,
+    on_step: Report = silent,
 ) -> Session:
     """Open a session between two gateways, and wait until the way is open; see `s2uc.aio.request`."""
     return Session(
@@ -176,6 +219,38 @@ def request(
                 labels=labels,
                 timeout=timeout,
                 hello_timeout=hello_timeout,
+                on_step=on_step,
+            )
+        )
+    )
+
+
+def reserve(
+    producer: Gateway,
+    consumer: Gateway,
+    *,
+    num_conn: int = 1,
+    rate: Rate | str = "0",
+    lease_s: int = 0,
+    backend: str = "",
+    uid: str = "",
+    labels: Mapping[str, str] | None = None,
+    timeout: float = TIMEOUT_S,
+    on_step: Report = silent,
+) -> Session:
+    """Reserve a session at two gateways, to be opened by `Session.open`; see `s2uc.aio.reserve`."""
+    return Session(
+        wait_for(
+            aio.reserve(
+                producer,
+                consumer,
+                num_conn=num_conn,
+                rate=rate,
+                lease_s=lease_s,
+                backend=backend,
+                uid=uid,
+                labels=labels,
+                timeout=timeout,
                 on_step=on_step,
             )
         )

@@ -90,6 +90,10 @@ class Gateway:
         """Give the same gateway, for somebody else."""
         return replace(self, token=token, source=None)
 
+    def for_application(self, key: str) -> Gateway:
+        """Give the same gateway, with an application's key and nothing else of its user's."""
+        return Gateway(self.name, self.endpoint, self.ca_pem, key)
+
     @property
     def anonymous(self) -> bool:
         """True when nothing says who the user is."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from s2uc.gateway import TIMEOUT_S, Gateway, GatewayClient
-from s2uc.session import OpenSide, check_prod_listeners, silent
+from s2uc.saga import OpenSide, check_prod_listeners, silent
 from s2uc.side import Report, Side, Terms, undone_on_failure
 from s2uc.ticket import Ticket
 from scistream.vocabulary import Endpoint, Role

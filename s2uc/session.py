@@ -1,88 +1,30 @@
-"""Sessions over two gateways: steps 0 to 7 as one saga, and what is there afterwards.
+"""Sessions over two gateways: asked for in one go, or reserved first and opened later, and what they can do then.
 
 What was done is undone on both sides when a step fails or the caller is cancelled.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
 from s2uc import life
-from s2uc.gateway import TIMEOUT_S, Gateway, GatewayClient
-from s2uc.life import together
-from s2uc.side import Report, Side, StepEvent, Terms, new_key, new_uid, undone_on_failure
-from scistream.errors import InvalidArgument
+from s2uc.gateway import TIMEOUT_S, Gateway
+from s2uc.keys import AppKey
+from s2uc.saga import OpenSide, Plan, Saga, check_prod_listeners, silent
+from s2uc.side import Report, Terms, new_uid, undone_on_failure
+from scistream.errors import FailedPrecondition, ScistreamError
 from scistream.machine import State
 from scistream.proto import scistream_pb2 as pb
 from scistream.vocabulary import Endpoint, Rate, Role, Uid, parse_endpoints
-from scistream.x509 import SessionCA
-
-
-def _new_keys() -> dict[Role, str]:
-    return {role: new_key() for role in Role}
-
-
-def silent(event: StepEvent) -> None:
-    """Report nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A session to be made: which gateways, on what terms, with which applications' keys.
-
-    Args:
-        producer: the producer's gateway.
-        consumer: the consumer's; another one.
-        prod_listeners: where ProdApp listens; empty means to wait for its Hello.
-    """
-
-    producer: Gateway
-    consumer: Gateway
-    terms: Terms
-    prod_listeners: tuple[Endpoint, ...] = ()
-    keys: Mapping[Role, str] = field(default_factory=_new_keys, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.producer.endpoint == self.consumer.endpoint:
-            raise InvalidArgument(
-                f"producer and consumer are both at gateway {self.producer}; a session needs one gateway for each side"
-            )
-        check_prod_listeners(self.prod_listeners, self.terms)
-
-
-def check_prod_listeners(prod_listeners: tuple[Endpoint, ...], terms: Terms) -> None:
-    """Refuse more addresses than connections, before a gateway does."""
-    if len(prod_listeners) > terms.num_conn:
-        raise InvalidArgument(
-            f"{len(prod_listeners)} producer listeners are too many for num_conn {terms.num_conn}; "
-            "give at most one for each connection"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class OpenSide:
-    """One side of an open session: its gateway, where that listens and where it leads."""
-
-    gateway: Gateway
-    listeners: tuple[Endpoint, ...]
-    targets: tuple[Endpoint, ...]
-    backend: str = ""
-
-    @classmethod
-    def of(cls, side: Side) -> Self:
-        """Keep what a side has come to."""
-        return cls(side.gateway, side.listeners, side.targets, side.backend)
 
 
 @dataclass(slots=True)
 class Session:
-    """An open session. ConsApp connects to `consumer.listeners`.
+    """A session that is open, or reserved and to be opened. ConsApp connects to `consumer.listeners`.
 
     `async with` releases it at the end of the block.
     """
@@ -93,11 +35,55 @@ class Session:
     consumer: OpenSide
     keys: Mapping[Role, str] = field(repr=False)
     state: State = State.ACTIVE
+    _saga: Saga | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, saga: Saga, state: State) -> Self:
+        """Make it of what the two sides have come to."""
+        sides = OpenSide.of(saga.producer), OpenSide.of(saga.consumer)
+        return cls(saga.plan.terms.uid, saga.expires_at, *sides, saga.plan.keys, state, saga)
+
+    @property
+    def producer_key(self) -> AppKey:
+        """With what ProdApp says Hello, from anywhere."""
+        return self._key(self.producer.gateway, Role.PROD)
+
+    @property
+    def consumer_key(self) -> AppKey:
+        """With what ConsApp says Hello, from anywhere."""
+        return self._key(self.consumer.gateway, Role.CONS)
+
+    def _key(self, gateway: Gateway, role: Role) -> AppKey:
+        return AppKey(self.uid, role, gateway.for_application(self.keys[role]))
 
     @property
     def listeners(self) -> tuple[Endpoint, ...]:
         """Where ConsApp connects to."""
         return self.consumer.listeners
+
+    async def open(self, prod_listeners: Iterable[str | Endpoint] = (), hello_timeout: float | None = None) -> None:
+        """Open a reserved session: steps 4 to 7. Opening again is harmless, and so it is after a failure.
+
+        Args:
+            prod_listeners: where ProdApp listens, as `HOST:PORT`; empty means to wait for its Hello.
+            hello_timeout: seconds to wait for ProdApp; None is as long as its gateway does.
+
+        Raises:
+            InvalidArgument: an address that cannot be one, too many of them, or that the gateway does not forward to.
+            FailedPrecondition: it has ended.
+            DeadlineExceeded: a gateway or the producer did not answer in time, or the lease is over.
+            Unavailable: a gateway cannot be reached, or its proxy does not start.
+        """
+        if self.state is State.ACTIVE:
+            return
+        if self._saga is None or self.state is not State.RESERVED:
+            raise FailedPrecondition(f"session {self.uid} has been released; ask for another one")
+        endpoints = parse_endpoints(map(str, prod_listeners))
+        check_prod_listeners(endpoints, self._saga.plan.terms)
+        async with self._saga.connected():
+            await self._saga.open(endpoints, hello_timeout)
+        self.producer, self.consumer = OpenSide.of(self._saga.producer), OpenSide.of(self._saga.consumer)
+        self.state = State.ACTIVE
 
     async def status(self) -> list[pb.SessionInfo | None]:
         """Ask both gateways how it is.
@@ -158,7 +144,12 @@ class Session:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.release()
+        try:
+            await self.release()
+        except ScistreamError as failed:
+            if error is None:
+                raise
+            error.add_note(f"and the session could not be released: {failed}")  # what failed first is told first
 
 
 async def request(
@@ -205,48 +196,76 @@ async def request(
     Whatever fails, nothing is left of the session at either gateway.
     """
     endpoints = parse_endpoints(map(str, prod_listeners))
-    terms = Terms(
-        uid=Uid(uid) if uid else new_uid(),
+    terms = _terms(
+        producer,
+        consumer,
+        endpoints,
+        uid=uid,
         num_conn=num_conn,
-        rate=Rate.parse(rate) if isinstance(rate, str) else rate,
+        rate=rate,
         lease_s=lease_s,
         backend=backend,
-        producer=str(endpoints[0]) if endpoints else producer.name,
-        consumer=consumer.name,
-        labels=labels or {},
+        labels=labels,
     )
     plan = Plan(producer, consumer, terms, endpoints)
     return await carry_out(plan, timeout=timeout, hello_timeout=hello_timeout, on_step=on_step)
+
+
+async def reserve(
+    producer: Gateway,
+    consumer: Gateway,
+    *,
+    num_conn: int = 1,
+    rate: Rate | str = "0",
+    lease_s: int = 0,
+    backend: str = "",
+    uid: str = "",
+    labels: Mapping[str, str] | None = None,
+    timeout: float = TIMEOUT_S,
+    on_step: Report = silent,
+) -> Session:
+    """Reserve a session at two gateways: steps 0 to 3 of the protocol. `Session.open` does the rest.
+
+    In between the applications are started, with the session's keys, and where they connect to is known. A gateway
+    waits for ProdApp as long as its operator has set (`hello_wait`, 10 minutes by default), then it gives all back.
+
+    The arguments, and what is raised, are those of `request`.
+    """
+    terms = _terms(
+        producer, consumer, (), uid=uid, num_conn=num_conn, rate=rate, lease_s=lease_s, backend=backend, labels=labels
+    )
+    saga = Saga(Plan(producer, consumer, terms), timeout, on_step)
+    async with saga.connected(), undone_on_failure(saga.producer, saga.consumer):
+        await saga.reserve()
+    return Session.of(saga, State.ACTIVE if saga.is_open else State.RESERVED)
+
+
+def _terms(
+    producer: Gateway,
+    consumer: Gateway,
+    prod_listeners: tuple[Endpoint, ...],
+    *,
+    uid: str,
+    rate: Rate | str,
+    labels: Mapping[str, str] | None,
+    **more: Any,
+) -> Terms:
+    return Terms(
+        uid=Uid(uid) if uid else new_uid(),
+        rate=Rate.parse(rate) if isinstance(rate, str) else rate,
+        producer=str(prod_listeners[0]) if prod_listeners else producer.name,
+        consumer=consumer.name,
+        labels=labels or {},
+        **more,
+    )
 
 
 async def carry_out(
     plan: Plan, *, timeout: float = TIMEOUT_S, hello_timeout: float | None = None, on_step: Report = silent
 ) -> Session:
     """Open the session of a plan; see `request`."""
-    begin = time.monotonic()
-    async with AsyncExitStack() as stack:
-        producer, consumer = [
-            Side(
-                await stack.enter_async_context(GatewayClient(gateway, timeout)), role, plan.terms, key, on_step, begin
-            )
-            for gateway, role, key in (
-                (plan.producer, Role.PROD, plan.keys[Role.PROD]),
-                (plan.consumer, Role.CONS, plan.keys[Role.CONS]),
-            )
-        ]
-        async with undone_on_failure(producer, consumer):
-            await together(producer.reserve(), consumer.reserve())
-            announced = (
-                producer.announce(plan.prod_listeners) if plan.prod_listeners else producer.await_hello(hello_timeout)
-            )
-            prod_listeners, _ = await together(announced, consumer.announce())
-            expires_at = min(producer.expires_at, consumer.expires_at)
-            if producer.state == consumer.state == State.ACTIVE:  # asked for again: new credentials would only disturb
-                producer.targets, consumer.targets = prod_listeners, producer.listeners
-            else:
-                ca = SessionCA.create(plan.terms.uid, expires_at)
-                await together(
-                    producer.open(producer.credentials(ca), prod_listeners),
-                    consumer.open(consumer.credentials(ca), producer.listeners),
-                )
-    return Session(plan.terms.uid, expires_at, OpenSide.of(producer), OpenSide.of(consumer), plan.keys)
+    saga = Saga(plan, timeout, on_step)
+    async with saga.connected(), undone_on_failure(saga.producer, saga.consumer):
+        await saga.reserve()
+        await saga.open(plan.prod_listeners, hello_timeout)
+    return Session.of(saga, State.ACTIVE)

@@ -13,7 +13,8 @@ from typing import Any
 
 from s2uc.frames import Amount, BadFrame, Producer, RoundTrips, Tally, check
 from s2uc.gateway import Gateway
-from s2uc.session import Session, request, silent
+from s2uc.saga import silent
+from s2uc.session import Session, request
 from s2uc.side import Report
 from scistream.errors import InvalidArgument, Unavailable
 from scistream.vocabulary import Rate

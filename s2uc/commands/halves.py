@@ -32,7 +32,7 @@ from scistream.vocabulary import Endpoint, Role, Uid, shown
 
 if TYPE_CHECKING:
     from s2uc.gateway import Gateway
-    from s2uc.session import OpenSide
+    from s2uc.saga import OpenSide
     from s2uc.side import StepEvent
 
 _WHERE = [

@@ -27,7 +27,7 @@ from scistream.errors import FailedPrecondition
 from scistream.vocabulary import Endpoint, Rate, Role, Uid
 
 if TYPE_CHECKING:
-    from s2uc.session import Plan
+    from s2uc.saga import Plan
     from s2uc.side import StepEvent, Terms
 
 _TERMS = [
@@ -93,7 +93,8 @@ def request_command(
     An application on another machine, or of a batch job, does so with its key file: --key-dir writes
     UID.producer.key and UID.consumer.key. When a step fails, nothing is left at either gateway.
     """
-    from s2uc.session import Plan, carry_out  # noqa: PLC0415
+    from s2uc.saga import Plan  # noqa: PLC0415
+    from s2uc.session import carry_out  # noqa: PLC0415
     from s2uc.side import new_uid  # noqa: PLC0415
 
     config = settings.config
@@ -183,7 +184,7 @@ class Keeper:
         assert self._key_dir is not None
         plan = self._plan
         for role, gateway in ((Role.PROD, plan.producer), (Role.CONS, plan.consumer)):
-            AppKey(plan.terms.uid, role, gateway.with_token(plan.keys[role])).save(self._key_file(role))
+            AppKey(plan.terms.uid, role, gateway.for_application(plan.keys[role])).save(self._key_file(role))
 
     def _key_file(self, role: Role) -> Path:
         assert self._key_dir is not None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.hosts import Directories, Hosts, Namespaces, hosts, namespaces_can_be_made
+from tests.support.hosts import ADDRESSES, Directories, Hosts, Namespaces, hosts, namespaces_can_be_made
 from tests.support.pages import ROOT, blocks, section
 
 pytestmark = pytest.mark.skipif(not shutil.which("curl"), reason="the pages use curl")
@@ -26,6 +26,8 @@ FRAME = os.urandom(3_000_000)
 def facilities(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     kind = Namespaces if namespaces_can_be_made() else Directories
     with hosts(tmp_path_factory.mktemp("hosts"), kind) as found:
+        for host in ADDRESSES:
+            (found.home(host) / "examples").symlink_to(ROOT / "examples")
         yield found
 
 
@@ -51,9 +53,11 @@ def test_from_nothing_to_a_stream_between_two_hosts(facilities: Hosts) -> None:
 
 def test_the_users_guide(facilities: Hosts) -> None:
     facilities.run("alcf-gw", "s2cs user add bob --config gateway/s2cs.toml --token-file bob.token")  # of two-users.md
-    for page in section("User guide"):
-        run(facilities, page)
+    said = {page.name: run(facilities, page) for page in section("User guide")}
     assert (facilities.home("compute") / "again.bin").read_bytes() == FRAME
+    (digest,) = re.findall(r"received 100 frames, sha256 ([0-9a-f]{64})", said["workflows.md"])
+    assert f"sent 100 frames, sha256 {digest}" in (facilities.home("instrument") / "log").read_text()
+    assert "received 50 whole images of det:image" in said["workflows.md"]
 
 
 def test_the_operators_guide(facilities: Hosts) -> None:
@@ -70,15 +74,17 @@ def test_nothing_is_left(facilities: Hosts) -> None:
     assert not facilities.listeners()
 
 
-def run(facilities: Hosts, page: Path) -> None:
-    """Run what a page shows, from top to bottom."""
+def run(facilities: Hosts, page: Path) -> str:
+    """Run what a page shows, from top to bottom; what it prints."""
+    said = ""
     for block in blocks(page):
         if block.language == "console" and block.note not in ("not run", "run by"):
             for host, command in block.commands():
-                facilities.run(host, command, (0, 1) if block.note == "exit 0 or 1" else (0,))
+                said += facilities.run(host, command, (0, 1) if block.note == "exit 0 or 1" else (0,))
         if block.language == "python" and not block.note:
             (facilities.home("laptop") / "script.py").write_text(facilities.here(block.text))
-            facilities.run("laptop", "python3 script.py")
+            said += facilities.run("laptop", "python3 script.py")
+    return said
 
 
 def test_a_command_that_fails_is_told(tmp_path: Path) -> None:

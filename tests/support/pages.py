@@ -41,10 +41,16 @@ def blocks(path: Path, language: str = "") -> list[Block]:
     """Give a page's fenced blocks, of one language if it is named."""
     name = str(path.relative_to(ROOT))
     found = [
-        Block(name, m["language"], m["text"], m["note"] or "", m["why"] or "")
+        Block(name, m["language"], _whole(m["text"]), m["note"] or "", m["why"] or "")
         for m in _BLOCK.finditer(path.read_text())
     ]
     return [block for block in found if language in ("", block.language)]
+
+
+def _whole(text: str) -> str:
+    """Put in the file that a block shows by its name."""
+    shown = re.fullmatch(r"--8<--\n(.+)\n--8<--\n", text)
+    return (ROOT / shown[1]).read_text() if shown else text
 
 
 def section(title: str) -> list[Path]:

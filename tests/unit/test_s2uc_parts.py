@@ -16,7 +16,8 @@ import pytest
 from s2uc.app import Way, run
 from s2uc.frames import Amount, BadFrame, Producer, check, check_stream, pack
 from s2uc.gateway import Gateway
-from s2uc.session import OpenSide, Plan, Session
+from s2uc.saga import OpenSide, Plan
+from s2uc.session import Session
 from s2uc.side import Step, StepEvent, Terms, new_key, new_uid
 from scistream.errors import InvalidArgument
 from scistream.vocabulary import Endpoint, Role, Uid
