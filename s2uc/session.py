@@ -5,6 +5,7 @@ What was done is undone on both sides when a step fails or the caller is cancell
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -36,6 +37,7 @@ class Session:
     keys: Mapping[Role, str] = field(repr=False)
     state: State = State.ACTIVE
     _saga: Saga | None = field(default=None, repr=False, compare=False)
+    _opening: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False, compare=False)
 
     @classmethod
     def of(cls, saga: Saga, state: State) -> Self:
@@ -74,14 +76,18 @@ class Session:
             DeadlineExceeded: a gateway or the producer did not answer in time, or the lease is over.
             Unavailable: a gateway cannot be reached, or its proxy does not start.
         """
+        endpoints = parse_endpoints(map(str, prod_listeners))
+        async with self._opening:
+            await self._open(endpoints, hello_timeout)
+
+    async def _open(self, prod_listeners: tuple[Endpoint, ...], hello_timeout: float | None) -> None:
         if self.state is State.ACTIVE:
             return
         if self._saga is None or self.state is not State.RESERVED:
             raise FailedPrecondition(f"session {self.uid} has been released; ask for another one")
-        endpoints = parse_endpoints(map(str, prod_listeners))
-        check_prod_listeners(endpoints, self._saga.plan.terms)
+        check_prod_listeners(prod_listeners, self._saga.plan.terms)
         async with self._saga.connected():
-            await self._saga.open(endpoints, hello_timeout)
+            await self._saga.open(prod_listeners, hello_timeout)
         self.producer, self.consumer = OpenSide.of(self._saga.producer), OpenSide.of(self._saga.consumer)
         self.state = State.ACTIVE
 

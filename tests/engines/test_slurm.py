@@ -22,7 +22,10 @@ from tests.support.user import Facilities, facilities
 
 _DAEMONS = ("munged", "slurmctld", "slurmd")
 pytestmark = [
-    pytest.mark.skipif(not all(map(shutil.which, (*_DAEMONS, "sbatch", "srun"))), reason="there is no Slurm here"),
+    pytest.mark.skipif(
+        not all(map(shutil.which, (*_DAEMONS, "sbatch", "srun"))),
+        reason="there is no Slurm here: apt-get install slurm-wlm munge",
+    ),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root runs slurmd"),
 ]
 _CONF = """

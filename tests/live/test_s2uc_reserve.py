@@ -17,6 +17,7 @@ import pytest
 import s2uc
 from examples.remote_functions import analyse, take
 from scistream.errors import (
+    AlreadyExists,
     DeadlineExceeded,
     FailedPrecondition,
     InvalidArgument,
@@ -76,6 +77,24 @@ def test_the_producer_is_named_at_last(running: Facilities, producer: Echo) -> N
         assert _answers(session)
     with pytest.raises(FailedPrecondition, match="ask for another"):
         session.open([producer.endpoint])
+    assert running.left() == {}
+
+
+def test_two_threads_open_at_once(running: Facilities, producer: Echo) -> None:
+    with s2uc.reserve(*running.gateways()) as session, ThreadPoolExecutor(4) as executor:
+        for opening in [executor.submit(session.open, [producer.endpoint]) for _ in range(4)]:
+            opening.result(30)
+        assert _answers(session)
+    assert running.left() == {}
+
+
+def test_the_same_reservation_again(running: Facilities, producer: Echo) -> None:
+    """Another one of that uid has keys of its own, so it is another session's; the first goes on."""
+    with s2uc.reserve(*running.gateways(), uid="again-1") as session:
+        with pytest.raises(AlreadyExists):
+            s2uc.reserve(*running.gateways(), uid="again-1")
+        session.open([producer.endpoint])
+        assert _answers(session)
     assert running.left() == {}
 
 

@@ -63,6 +63,12 @@ def test_examples_can_be_read(page: Path) -> None:
             ast.parse(block.text)
 
 
+@pytest.mark.parametrize("example", sorted(ROOT.glob("examples/*.*")), ids=lambda example: example.name)
+def test_examples_are_short_and_on_their_page(example: Path) -> None:
+    assert f"examples/{example.name}" in (DOCS / "user/workflows.md").read_text()
+    assert len(example.read_text().splitlines()) <= 60
+
+
 # Troubleshooting
 
 
