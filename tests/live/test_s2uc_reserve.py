@@ -25,7 +25,7 @@ from scistream.errors import (
     ResourceExhausted,
 )
 from scistream.machine import State
-from scistream.vocabulary import Endpoint
+from scistream.vocabulary import Uid
 from tests.support.sessions import Echo, echo
 from tests.support.user import Facilities, facilities, known
 
@@ -177,16 +177,17 @@ def test_a_forked_process_is_told(running: Facilities) -> None:
 
 
 async def test_the_failure_of_the_block_is_told_first(running: Facilities, producer: Echo) -> None:
-    """A release that fails, too, is a note to it."""
+    """A release that fails, too, is a note to it; alone it is raised."""
     session = await s2uc.aio.request(*running.gateways(), prod_listeners=[producer.endpoint])
-    good = session.consumer.gateway
-    gone = s2uc.Gateway("gone", Endpoint("127.0.0.1", 9), good.ca_pem, good.token)
-    session.consumer = type(session.consumer)(gone, (), ())
+    uid, session.uid = session.uid, Uid("nobody-knows")
     with pytest.raises(ZeroDivisionError) as told:
         async with session:
             raise ZeroDivisionError
     assert "could not be released" in told.value.__notes__[0]
-    session.consumer = type(session.consumer)(good, (), ())
+    with pytest.raises(NotFound):
+        async with session:
+            pass
+    session.uid = uid
     await session.release()
     assert running.left() == {}
 
