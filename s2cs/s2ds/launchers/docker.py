@@ -176,8 +176,9 @@ class DockerLauncher:
         try:
             return read(said)
         except ValueError:
-            fault = f"image {self._settings.image} does not say which proxies it has (status {code})"
-            raise Unavailable(f"{fault}{last_words(said)}") from None
+            raise Unavailable(
+                f"image {self._settings.image} does not say which proxies it has (status {code}){last_words(said)}"
+            ) from None
 
     async def _launch(self, job: Job) -> Contained:
         name = name_of(job)
