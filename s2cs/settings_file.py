@@ -52,7 +52,10 @@ def read(file: Path, kind: type[Kind], environ: Mapping[str, str] = os.environ) 
     except OSError as error:
         raise SettingsError(f"settings {file} cannot be read: {error.strerror}; name the file with --config") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SettingsError(f"settings {file} are not TOML: {error}") from None
+        reason = str(error)
+        if reason.startswith("Cannot declare"):
+            reason += "; write each [table] once, with all its keys below it"
+        raise SettingsError(f"settings {file} are not TOML: {reason}") from None
     _override(tables, environ)
     try:
         settings = kind.model_validate(tables)

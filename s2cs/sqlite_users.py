@@ -36,7 +36,8 @@ class SqliteUsers:
                 self._insert_token(user.id, token)
         except sqlite3.IntegrityError:
             raise AlreadyExists(
-                f"there is a user {user.name} already; remove it first: s2cs user remove {user.name}"
+                f"there is a user {user.name} already; for one more token: s2cs user token add {user.name}; "
+                f"for another role or groups: s2cs user change {user.name}"
             ) from None
 
     def _insert(self, user: User) -> None:

@@ -90,7 +90,9 @@ def _of_error(error: Exception, endpoint: Endpoint, connected: bool) -> Diagnosi
         case TimeoutError() if connected:
             return Diagnosis("it takes connections but does not answer; is it busy, or no TLS port?")
         case TimeoutError():
-            return Diagnosis("it does not answer; is a firewall in the way?", passing=True)
+            return Diagnosis(
+                "it does not answer; are host and port right, and is no firewall in the way?", passing=True
+            )
         case ConnectionResetError() | BrokenPipeError() | ConnectionAbortedError() if connected:
             return Diagnosis("it closes the connection during the TLS handshake; is it a SciStream gateway?")
         case _:
@@ -109,7 +111,7 @@ def _of_certificate(error: ssl.SSLCertVerificationError, endpoint: Endpoint) -> 
         return Diagnosis("its certificate is not valid yet; compare the two hosts' clocks")
     return Diagnosis(
         f"its certificate is not signed by the CA known for it ({error.verify_message}); "
-        "ask its operator for the CA certificate and add the gateway again with --ca FILE"
+        "ask its operator for the CA certificate and add the gateway again, with --ca FILE and your --token-file"
     )
 
 

@@ -48,7 +48,7 @@ class Uid(str):
         if not _UID.fullmatch(text):
             raise InvalidArgument(
                 f"uid {shown(text)} is not 1 to 63 letters, digits and dashes that start with a letter "
-                "or digit; use a UUID"
+                "or digit; name it as in scan-7, or use a UUID"
             )
         return super().__new__(cls, text)
 

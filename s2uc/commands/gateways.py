@@ -46,17 +46,28 @@ def add(
 ) -> None:
     """Make a gateway known, or change what is known of it. It is asked first whether all fits.
 
-    Without --token-file or --cert, s2uc login says later who you are. --cert and --key are read again at each use.
+    What was known of it before, your token too, is forgotten. Without --token-file or --cert, s2uc login says later
+    who you are. --cert and --key are read again at each use.
     """
     if (cert is None) != (key is None):
         raise click.UsageError("--cert and --key go together")
     certificate, private = (str(path.absolute()) if path else "" for path in (cert, key))
     gateway = KnownGateway(name, address, read_ca(ca), read_token(token_file), certificate, private)
+    before = _credentials(settings, name)
     found = perform(_add(settings, gateway, no_check))
     if not gateway.credentials:
-        settings.say(f"who you are there is not known yet; run: s2uc login {name}")
+        what = f"your {before} there is forgotten" if before else "who you are there is not known yet"
+        settings.say(f"{what}; run: s2uc login {name}")
     who = f"; you are {found['user']} there" if found else ""
     settings.emit({"gateway": name, "address": str(address), **found}, f"gateway {name} at {address} is known now{who}")
+
+
+def _credentials(settings: Settings, name: str) -> str:
+    """Say by what the user has been known at a gateway until now, "" when by nothing."""
+    try:
+        return settings.config.gateway(name).credentials
+    except ScistreamError:  # not known, or not to be read: it is written anew
+        return ""
 
 
 async def _add(settings: Settings, gateway: KnownGateway, no_check: bool) -> dict[str, Any]:

@@ -181,6 +181,14 @@ def test_completion_of_values(user: User, line: str, found: list[str]) -> None:
     assert out.split() == found
 
 
+def test_a_gateway_that_is_added_again_says_that_its_token_is_forgotten(user: User, tmp_path: Path) -> None:
+    (token := tmp_path / "token").write_text("s2t_one")
+    add = ("gateway", "add", "aps", "aps.example:5000", "--no-check")
+    assert "is not known yet" in user.s2uc(*add).stderr
+    assert not user.s2uc(*add, "--token-file", str(token)).stderr
+    assert "your token there is forgotten; run: s2uc login aps" in user.s2uc(*add).stderr
+
+
 def test_a_command_alone_shows_its_help(user: User) -> None:
     for words in ((), ("gateway",)):
         process = user.s2uc(*words, expect=2)

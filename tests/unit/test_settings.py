@@ -98,6 +98,8 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
 def test_not_toml_and_not_there(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="not TOML"):
         load(written(tmp_path, "[server"), {})
+    with pytest.raises(SettingsError, match=r"not TOML.*write each \[table\] once"):
+        load(written(tmp_path, "[web]\nlisten = []\n[web]\nidle = 60\n"), {})
     with pytest.raises(SettingsError, match="cannot be read: No such file"):
         load(tmp_path / "none.toml", {})
 
