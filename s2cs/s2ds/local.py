@@ -112,7 +112,7 @@ class LocalDataServer:
             for tunnel in list(self._tunnels.values()):
                 tunnel.bound_logs()
             if self._router is not None:
-                self._router.bound_log()
+                await self._router.tidy()
             await self._launcher.tidy(self._config.directory)
 
     async def _count(self) -> None:

@@ -33,7 +33,7 @@ from s2cs.s2ds.proxy import Proxy, clear, until_serving
 from s2cs.s2ds.render import render
 from s2cs.s2ds.runner import Means
 from scistream.errors import FailedPrecondition, ScistreamError, Unavailable
-from scistream.vocabulary import Role
+from scistream.vocabulary import Role, shown
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ class Router:
         self._control: socket.socket | None = None
         self._proxy: Proxy | None = None
         self._ways: dict[str, Mapping[str, int]] = {}  # by tunnel: name asked for, port on loopback
+        self._stale = False  # the relay's table may be another than what is wanted
         self._lock = asyncio.Lock()  # one change of the table, or of the process, at a time
         self._watching: asyncio.Task[None] | None = None
 
@@ -93,17 +94,30 @@ class Router:
         self._watching = asyncio.create_task(self._watch())
 
     async def lead(self, tunnel: str, ways: Mapping[str, int]) -> None:
-        """Say which names lead to a tunnel, all of them; none is to lead there any more when there are none."""
-        async with self._lock:
-            before = self._ways.pop(tunnel, {})
-            if ways:
-                self._ways[tunnel] = ways
-            await self._change(before.keys() - ways.keys(), {n: p for n, p in ways.items() if before.get(n) != p})
+        """Say which names lead to a tunnel, all of them; none is to lead there any more when there are none.
 
-    def bound_log(self) -> None:
-        """Keep the log from filling the disk."""
+        Raises:
+            Unavailable: the relay runs and does not take new names.
+        """
+        before = self._ways.pop(tunnel, {})
+        if ways:
+            self._ways[tunnel] = ways
+        less, more = _difference(before, ways)
+        async with self._lock:
+            try:
+                await self._change(less, more)
+            except Unavailable:
+                self._stale = True
+                if more:
+                    raise
+
+    async def tidy(self) -> None:
+        """Keep the log from filling the disk, and tell the relay what it has missed."""
         if self._proxy is not None:
             self._proxy.log.bound()
+        if self._stale:
+            async with self._lock:
+                await self._reconcile()
 
     async def close(self) -> None:
         """End the relay, and all connections through it."""
@@ -139,9 +153,7 @@ class Router:
                 return False
             self._listeners = Listeners(self._interface, (), (port,))
         self._proxy = self._proxy_of(process)
-        async with self._lock:
-            there, wanted = await self._table(), self._wanted()
-            await self._change(there.keys() - wanted.keys(), {n: p for n, p in wanted.items() if there.get(n) != p})
+        await self._reconcile()
         return True
 
     async def _launch(self) -> None:
@@ -177,7 +189,7 @@ class Router:
         except BaseException:
             await asyncio.shield(proxy.process.stop(Signals.SIGKILL, 0))
             raise
-        self._proxy = proxy
+        self._proxy, self._stale = proxy, False
 
     async def _watch(self) -> None:
         """Start it again whenever it dies, for as long as it takes: without it no session has a WAN."""
@@ -187,45 +199,85 @@ class Router:
             await self._proxy.process.wait()
             reason = f"{self._proxy.process.ended}{last_words(self._proxy.log.since())}"
             log.error("the relay of WAN port %d %s; it is started again", config.wan_port, reason)
-            async with self._lock:
-                while True:
-                    await asyncio.sleep(pause)
-                    try:
+            while self._down:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, config.backoff_max_s)
+                try:
+                    async with self._lock:
                         await self._launch()
-                        break
-                    except ScistreamError as error:
-                        log.error("the relay of WAN port %d does not come up: %s", config.wan_port, error)
-                    pause = min(2 * pause, config.backoff_max_s)
+                except Exception as error:
+                    log.error("the relay of WAN port %d does not come up: %s", config.wan_port, error)
             pause = config.backoff_s
+
+    @property
+    def _down(self) -> bool:
+        """True while no relay runs: the next one is started with all names."""
+        return self._proxy is None or bool(self._proxy.process.ended)
 
     def _wanted(self) -> dict[str, int]:
         return {name: port for ways in self._ways.values() for name, port in ways.items()}
 
-    async def _change(self, less: Iterable[str], more: Mapping[str, int]) -> None:
-        """Change the table of the running relay; of one that has just died it is written anew."""
-        commands = [f"del map {_WAYS} {name}" for name in less]
-        for name, port in more.items():
-            commands += [f"del map {_WAYS} {name}", f"add map {_WAYS} {name} {port}"]
-        for i in range(0, len(commands), _BATCH):
-            await self._ask(";".join(commands[i : i + _BATCH]))
+    async def _reconcile(self) -> None:
+        """Compare the relay's table with what is wanted; tried again later where it does not answer."""
+        try:
+            lines = (line.split() for line in (await self._ask(f"show map {_WAYS}")).splitlines())
+            there = {words[1]: int(words[2]) for words in lines if len(words) == 3}
+            await self._change(*_difference(there, self._wanted()))
+            self._stale = False
+        except Unavailable as error:
+            self._stale = True
+            log.error("%s; it is tried again", error)
 
-    async def _table(self) -> dict[str, int]:
-        lines = (line.split() for line in (await self._ask(f"show map {_WAYS}")).splitlines())
-        return {words[1]: int(words[2]) for words in lines if len(words) == 3}
+    async def _change(self, less: Iterable[str], more: Mapping[str, int]) -> None:
+        """Change the table of the running relay.
+
+        Raises:
+            Unavailable: it does not do so.
+        """
+        commands = [f"del map {_WAYS} {name}" for name in less]
+        commands += [f"add map {_WAYS} {name} {port}" for name, port in more.items()]
+        for i in range(0, len(commands), _BATCH):
+            said = (await self._ask(";".join(commands[i : i + _BATCH]))).splitlines()
+            # A relay that was started meanwhile has never had what is taken out.
+            if faults := [line for line in said if line.strip() and "not found" not in line]:
+                raise Unavailable(f"the relay of WAN port {self._port} refuses a name: {shown(faults[0])}")
 
     async def _ask(self, line: str) -> str:
-        """Say something to the running relay; an empty answer when it is not there to give one."""
-        try:
-            with _short(self._directory) as directory:
-                reader, writer = await asyncio.open_unix_connection(f"{directory}/{_CONTROL}")
-            try:
-                writer.write(line.encode() + b"\n")
-                return (await asyncio.wait_for(reader.read(-1), _ANSWER_S)).decode()
-            finally:
-                writer.close()
-        except (OSError, TimeoutError) as error:
-            log.warning("the relay of WAN port %d does not answer: %s", self._means.config.wan_port, error)
+        """Say something to the running relay, and give its answer; none when there is no relay, or no more.
+
+        Raises:
+            Unavailable: it does not answer.
+        """
+        if (proxy := self._proxy) is None or proxy.process.ended:
             return ""
+        asked, ended = asyncio.create_task(self._exchange(line)), asyncio.create_task(proxy.process.wait())
+        try:
+            await asyncio.wait({asked, ended}, timeout=_ANSWER_S, return_when=asyncio.FIRST_COMPLETED)
+            if asked.done():
+                return asked.result()
+            if ended.done():
+                return ""
+        except OSError as error:
+            raise Unavailable(f"the relay of WAN port {self._port} cannot be asked: {error.strerror}") from None
+        finally:
+            asked.cancel()
+            ended.cancel()
+        raise Unavailable(
+            f"the relay of WAN port {self._port} does not answer; its operator looks at process {proxy.process.pid}"
+        )
+
+    async def _exchange(self, line: str) -> str:
+        with _short(self._directory) as directory:
+            reader, writer = await asyncio.open_unix_connection(f"{directory}/{_CONTROL}")
+        try:
+            writer.write(line.encode() + b"\n")
+            return (await reader.read(-1)).decode()
+        finally:
+            writer.close()
+
+    @property
+    def _port(self) -> int:
+        return self._means.config.wan_port
 
     def _bind_control(self) -> socket.socket:
         bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -259,6 +311,12 @@ class Router:
         if self._control is not None:
             self._control.close()
         self._listeners = self._control = None
+
+
+def _difference(there: Mapping[str, int], wanted: Mapping[str, int]) -> tuple[list[str], dict[str, int]]:
+    """Say what leads from one table to another: names to take out, and names to put in after that."""
+    more = {name: port for name, port in wanted.items() if there.get(name) != port}
+    return [name for name in there if name not in wanted or name in more], more
 
 
 @contextmanager

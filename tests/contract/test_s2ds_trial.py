@@ -159,11 +159,14 @@ def test_what_a_proxy_prints_is_bounded_and_harmless() -> None:
 async def test_verifications_that_take_long_hold_up_nothing_else(tmp_path: Path) -> None:
     """Whose other gateway says nothing waits; the rest of the gateway does not."""
     session = Session()
-    mute = await asyncio.start_server(lambda reader, writer: asyncio.sleep(60), "127.0.0.1", 0)
-    async with gateways(tmp_path, "haproxy") as server:
+
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(60)
+
+    async with application(mute) as silent, gateways(tmp_path, "haproxy") as server:
         cons = session.spec(Role.CONS)
         reserved = await server.reserve(cons)
-        nowhere = session.bridge(reserved, Role.CONS, Endpoint("127.0.0.1", mute.sockets[0].getsockname()[1]))
+        nowhere = session.bridge(reserved, Role.CONS, silent)
         await server.start(cons.id, nowhere)
         many = [asyncio.create_task(server.verify(cons.id, nowhere)) for _ in range(8)]
         await asyncio.sleep(0.2)
@@ -174,4 +177,3 @@ async def test_verifications_that_take_long_hold_up_nothing_else(tmp_path: Path)
         assert len(refused) == 5
         checks = next(one for one in found if isinstance(one, tuple))
         assert of(checks, LegKind.HANDSHAKE)[0].fault.startswith("it does not answer")
-    mute.close()

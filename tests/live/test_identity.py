@@ -24,6 +24,8 @@ METHODS = {
     "renew": ("sessions", pb.Renew(uid="none")),
     "list": ("read", pb.ListRequest()),
     "watch": ("read", pb.WatchRequest(uid="none")),
+    "logs": ("read", pb.LogsRequest(uid="none")),
+    "verify": ("sessions", pb.VerifyRequest(uid="none")),
     "describe": ("", pb.DescribeRequest()),
     "methods": ("", pb.MethodsRequest()),
 }

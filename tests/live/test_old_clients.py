@@ -12,7 +12,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -21,12 +21,13 @@ from s2cs import runtime
 from s2cs.compat import derived
 from s2cs.s2ds.backends import BACKENDS
 from scistream.proto import scistream_pb2 as pb
-from scistream.vocabulary import Endpoint, Uid
+from scistream.vocabulary import Endpoint, PortRange, Uid
 from scistream.wire import grpc
 from tests.support.gateways import GatewayProcess, gateway
 from tests.support.old_client import OldClient, OldSession, old_client, opened, requested
 from tests.support.ports import port_block
 from tests.support.sessions import Echo, echo, exchange, open_pair
+from tests.support.tunnels import listening
 
 pytestmark = pytest.mark.skipif(
     bool(BACKENDS["stunnel"].find(None).reason), reason=BACKENDS["stunnel"].find(None).reason
@@ -241,13 +242,12 @@ def test_the_consumer_accepts_no_certificate_instead(
     with subprocess.Popen(serve, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as impostor:
         try:
             clients[1].call("update", uid=uid, role="CONS", remote_listeners=[f"127.0.0.1:{port}"])
-            with connect(answer.listeners[0]) as connection:
+            while port not in listening(PortRange(port, port)):
+                time.sleep(0.01)
+            with suppress(ConnectionError), connect(answer.listeners[0]) as connection:
                 connection.settimeout(10)
-                try:
-                    connection.sendall(b"what nobody may read")
-                    assert connection.recv(1) == b""
-                except ConnectionError:
-                    pass
+                connection.sendall(b"what nobody may read")
+                assert connection.recv(1) == b""
         finally:
             impostor.kill()
             said = impostor.stdout.read() if impostor.stdout else b""

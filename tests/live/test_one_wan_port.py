@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from s2cs.s2ds import router
 from s2cs.s2ds.local import LocalDataServer
 from s2cs.s2ds.router import DIRECTORY
-from scistream.errors import FailedPrecondition
+from scistream.errors import FailedPrecondition, Unavailable
 from scistream.vocabulary import Endpoint, PortRange, Role
 from scistream.x509 import way_name
 from tests.support.gateways import GatewayProcess, gateway
@@ -131,6 +133,54 @@ async def test_a_relay_that_dies_comes_back_with_all_its_ways(tmp_path: Path, ra
             assert processes_in(tmp_path / DIRECTORY) != [relay]
         (status,) = await server.list()
         assert status.restarts == 0
+
+
+async def test_a_relay_that_does_not_answer_is_told_of_and_gets_what_it_missed(
+    tmp_path: Path, range_: PortRange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router, "_ANSWER_S", 0.3)
+    monkeypatch.setattr("s2cs.s2ds.local.TIDY_S", 0.2)
+    async with local(config(tmp_path, range_, flavour(NAME))) as server, application(answering(b"a")) as target:
+        first, second = Session(), Session()
+        reserved = await server.reserve(first.spec(Role.PROD, id="first"))
+        await server.start("first", first.bridge(reserved, Role.PROD, target))
+        other = await server.reserve(second.spec(Role.PROD, id="second"))
+        (relay,) = processes_in(tmp_path / DIRECTORY)
+        os.kill(relay, signal.SIGSTOP)
+        with pytest.raises(Unavailable, match=f"the relay of WAN port {range_.last + 1} does not answer"):
+            await server.start("second", second.bridge(other, Role.PROD, target))
+        await asyncio.wait_for(server.stop("first"), 10)
+        assert processes_in(tmp_path / "first") == []
+        os.kill(relay, signal.SIGCONT)
+        (at,) = other.listeners
+        old, new = (way_name(each.ca.certificate, each.uid, 0) for each in (first, second))
+        async with asyncio.timeout(20):
+            while await asyncio.to_thread(refused, at, second, new):
+                await asyncio.sleep(0.1)
+        assert await asyncio.to_thread(refused, at, first, old)
+        async with calling(at, second) as caller:
+            assert await caller.ask(b"?") == b"a ?"
+        assert processes_in(tmp_path / DIRECTORY) == [relay]
+
+
+async def test_a_relay_that_cannot_come_up_holds_nobody_up(
+    tmp_path: Path, range_: PortRange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with local(config(tmp_path, range_, flavour(NAME))) as server, application(answering(b"a")) as target:
+        session, later = Session(), Session()
+        reserved = await server.reserve(session.spec(Role.PROD, id="x"))
+        await server.start("x", session.bridge(reserved, Role.PROD, target))
+        (relay,) = processes_in(tmp_path / DIRECTORY)
+        with monkeypatch.context() as patch:
+            patch.setattr(router, "_TEMPLATE", "none.cfg.j2")
+            os.kill(relay, signal.SIGKILL)
+            await asyncio.sleep(0.5)
+            late = await server.reserve(later.spec(Role.PROD, id="y"))
+            await asyncio.wait_for(server.start("y", later.bridge(late, Role.PROD, target)), 10)
+            await asyncio.wait_for(server.stop("x"), 10)
+            assert processes_in(tmp_path / DIRECTORY) == []
+        async with calling(late.listeners[0], later) as caller:  # it is tried again, with the names that there are now
+            assert await caller.ask(b"?") == b"a ?"
 
 
 async def test_a_server_that_starts_again_takes_the_relay_up(tmp_path: Path, range_: PortRange) -> None:

@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -209,7 +210,7 @@ def test_services_of_the_gateway_itself(running: GatewayProcess, tokens: dict[st
                 service.accept()
         ask(free, "b")
         theirs = free.req(pb.Request(uid="c", role="CONS", num_conn=1, immediate=True)).listeners[0]
-        admin_ports = [text for text in running.config.read_text().split('"') if text.startswith("127.0.0.1:")]
+        admin_ports = tomllib.loads(running.config.read_text())["server"]["listen"]
         assert len(admin_ports) >= 1
         for target in admin_ports:
             with refused(Code.PERMISSION_DENIED, "own control ports"):

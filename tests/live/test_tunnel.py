@@ -111,8 +111,14 @@ async def exchange(at: Endpoint, server: socket.socket, up: int, down: int, chan
     assert got_down == (down, sent_down)
 
 
-@ALL
-@pytest.mark.parametrize("direction", ["to-consumer", "to-producer"])
+@pytest.mark.parametrize(
+    ("backends", "direction"),
+    [
+        pytest.param((name, name), direction, id=f"{direction}-{name}", marks=() if often else pytest.mark.soak)
+        for name in FLAVOURS
+        for direction, often in (("to-consumer", name in BACKENDS), ("to-producer", name == "nginx"))
+    ],
+)
 async def test_two_gib_arrive_whole(facilities: Open, direction: str) -> None:
     both = await facilities()
     up, down = (0, 2 * GIB) if direction == "to-consumer" else (2 * GIB, 0)
@@ -193,7 +199,10 @@ async def test_ipv6_end_to_end(facilities: Open) -> None:
             await exchange(at, server, 1_000_000, 1_000_001)
 
 
-@ALL
+@pytest.mark.parametrize(
+    "backends",
+    [pytest.param((name, name), id=name, marks=() if name in BACKENDS else pytest.mark.soak) for name in FLAVOURS],
+)
 async def test_a_stream_may_rest_and_stay_half_closed(facilities: Open) -> None:
     """Longer than what bounds handshakes, which must not hold for streams, and with the settings it should have."""
     both = await facilities()
