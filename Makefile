@@ -10,7 +10,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # Tests wait more than they compute, so there are more workers than cores of the smallest machine.
-TEST_WORKERS := 3
+TEST_WORKERS := 4
 # A stamp says what is installed, so that nothing is installed twice.
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
