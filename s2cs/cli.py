@@ -16,7 +16,7 @@ import click
 import scistream
 from s2cs.audit.acts import Recorded
 from s2cs.commands.audit import audit
-from s2cs.commands.common import CONTEXT, config_option, load, opened
+from s2cs.commands.common import CONTEXT, config_option, load, log_format_option, opened, verbose_option
 from s2cs.commands.doctor import doctor
 from s2cs.commands.nodes import nodes, s2ds
 from s2cs.commands.policy import policy
@@ -109,15 +109,8 @@ def check(file: Path | None) -> None:
     epilog="Example: s2cs serve --config gateway/s2cs.toml",
 )
 @config_option
-@click.option("--verbose", "-v", is_flag=True, help="Log more.")
-@click.option(
-    "--log-format",
-    "form",
-    type=click.Choice(["auto", "text", "json"]),
-    default="auto",
-    show_default=True,
-    help="How the log on standard error looks; auto is text on a terminal, else one JSON object a line.",
-)
+@verbose_option
+@log_format_option
 def serve(file: Path | None, verbose: bool, form: Literal["auto", "text", "json"]) -> None:
     """Run the gateway until SIGTERM; SIGHUP reads settings and certificate again."""
     from s2cs import logs  # noqa: PLC0415

@@ -26,6 +26,17 @@ config_option = click.option(
     help="The settings [default: s2cs.toml here, else /etc/scistream/s2cs.toml].",
 )
 
+verbose_option = click.option("--verbose", "-v", is_flag=True, help="Log more.")
+
+log_format_option = click.option(
+    "--log-format",
+    "form",
+    type=click.Choice(["auto", "text", "json"]),
+    default="auto",
+    show_default=True,
+    help="How the log on standard error looks; auto is text on a terminal, else one JSON object a line.",
+)
+
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON array on stdout.")
 
 

@@ -10,7 +10,15 @@ from typing import Literal
 import click
 
 from s2cs.audit.acts import Recorded, RecordedGroup
-from s2cs.commands.common import CONTEXT, config_option, json_option, load, opened
+from s2cs.commands.common import (
+    CONTEXT,
+    config_option,
+    json_option,
+    load,
+    log_format_option,
+    opened,
+    verbose_option,
+)
 from scistream.errors import NotFound
 from scistream.vocabulary import shown
 
@@ -128,15 +136,8 @@ def add(
     required=True,
     help="The file that s2cs nodes add has made.",
 )
-@click.option("--verbose", "-v", is_flag=True, help="Log more.")
-@click.option(
-    "--log-format",
-    "form",
-    type=click.Choice(["auto", "text", "json"]),
-    default="auto",
-    show_default=True,
-    help="How the log on standard error looks, as with s2cs serve.",
-)
+@verbose_option
+@log_format_option
 def s2ds(file: Path, verbose: bool, form: Literal["auto", "text", "json"]) -> None:
     """Serve on a further gateway node, until told to stop; its streams go on then."""
     from s2cs import logs  # noqa: PLC0415

@@ -195,7 +195,7 @@ class LocalDataServer:
         """Open the way; return when connections are served."""
         tunnel = self._tunnel(id)
         await tunnel.start(bridge)
-        await self._lead(tunnel)
+        await self._lead(tunnel, tunnel.ways(bridge))
 
     async def update(self, id: str, bridge: Bridge) -> None:
         """Lead new connections elsewhere or with new credentials; running streams go on untouched."""

@@ -89,7 +89,7 @@ class Router:
                 await self._launch()
         except ScistreamError as error:
             self._close_sockets()
-            port = self._means.config.wan_port
+            port = self._port
             raise FailedPrecondition(f"[network] wan_port {port} cannot be served: {error}; or name another") from None
         self._watching = asyncio.create_task(self._watch())
 
@@ -142,7 +142,7 @@ class Router:
         if process is None:
             return False
         sockets = inherited(process.pid, 2)
-        port = self._means.config.wan_port
+        port = self._port
         if len(sockets) == 2 and sockets[0].getsockname()[:2] == (self._interface.bind, port):
             self._listeners, self._control = Listeners(self._interface, (sockets[0],)), sockets[1]
         else:
@@ -176,7 +176,7 @@ class Router:
             write(self._directory / _WAYS, table.encode(), reader)
             entrust(self._directory, means.confinement)
         if self._listeners is None:
-            self._listeners = Listeners(self._interface, (), (config.wan_port,))
+            self._listeners = Listeners(self._interface, (), (self._port,))
         self._listeners.listen(send_buffer=send_buffer(config.in_flight))
         if self._control is None:
             self._control = self._bind_control()
@@ -198,7 +198,7 @@ class Router:
         while self._proxy is not None:
             await self._proxy.process.wait()
             reason = f"{self._proxy.process.ended}{last_words(self._proxy.log.since())}"
-            log.error("the relay of WAN port %d %s; it is started again", config.wan_port, reason)
+            log.error("the relay of WAN port %d %s; it is started again", self._port, reason)
             while self._down:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, config.backoff_max_s)
@@ -206,7 +206,7 @@ class Router:
                     async with self._lock:
                         await self._launch()
                 except Exception as error:
-                    log.error("the relay of WAN port %d does not come up: %s", config.wan_port, error)
+                    log.error("the relay of WAN port %d does not come up: %s", self._port, error)
             pause = config.backoff_s
 
     @property

@@ -111,7 +111,14 @@ async def test_a_name_leads_to_its_own_session_only(tmp_path: Path, range_: Port
 
 async def test_what_is_no_handshake_is_ended_at_once(tmp_path: Path, range_: PortRange) -> None:
     async with local(config(tmp_path, range_, flavour(NAME))):
-        for junk in (b"GET / HTTP/1.0\r\n\r\n", b"\x16\x03\x01\xff\xff" + bytes(100), os.urandom(3000), b"\r\n" * 50):
+        for junk in (
+            b"GET / HTTP/1.0\r\n\r\n",
+            b"\r\n" * 50,
+            b"\x16\x03\x01\xff\xff" + bytes(100),
+            bytes.fromhex("14f8 d802 9640 e4c0"),  # a record's type, but not a handshake's
+            bytes.fromhex("16cf 5442 d267 79d9"),  # a handshake's, of no known version
+            bytes.fromhex("ff1a 341e dc76 a3ed"),  # the length of an SSL 2 hello
+        ):
             with socket.create_connection(("127.0.0.1", range_.last + 1), 20) as connection:
                 connection.sendall(junk)
                 connection.settimeout(8)  # the time for a handshake is longer
