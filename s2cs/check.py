@@ -27,7 +27,7 @@ from s2cs.s2ds.config import Containers
 from s2cs.s2ds.contract import Capability
 from s2cs.s2ds.launchers import LAUNCHERS
 from s2cs.s2ds.local import LocalDataServer
-from s2cs.s2ds.remote.client import describe
+from s2cs.s2ds.remote.link import describe
 from s2cs.s2ds.router import DIRECTORY, RELAY
 from s2cs.server import read_certificate, running_pid
 from s2cs.settings import Settings

@@ -8,9 +8,10 @@ from pathlib import Path
 from s2cs import runtime
 from s2cs.node_settings import NodeSettings
 from s2cs.s2ds.config import Containers, Limits
+from s2cs.s2ds.homes import Home
 from s2cs.s2ds.local import Interface, LocalConfig, LocalDataServer
-from s2cs.s2ds.nodes import Home, Nodes
-from s2cs.s2ds.remote.client import Link
+from s2cs.s2ds.nodes import Nodes
+from s2cs.s2ds.remote.link import Link
 from s2cs.settings import LOCAL, Settings
 from s2cs.settings import Node as NodeEntry
 from s2cs.store import Store

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from s2cs.data_server import drained_fact, link
-from s2cs.s2ds.remote.client import describe
+from s2cs.s2ds.remote.link import describe
 from s2cs.settings import LOCAL, Node, Settings
 from s2cs.store import Store
 from scistream.errors import ScistreamError

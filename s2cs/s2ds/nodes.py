@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,9 +21,11 @@ from s2cs.s2ds.contract import (
     TunnelStatus,
 )
 from s2cs.s2ds.events import Events, Watch
+from s2cs.s2ds.homes import Home, Homes
 from s2cs.s2ds.local import LocalConfig, LocalDataServer
 from s2cs.s2ds.placing import Candidate, place
-from s2cs.s2ds.remote.client import Link, RemoteDataServer
+from s2cs.s2ds.remote.client import RemoteDataServer
+from s2cs.s2ds.remote.link import Link
 from scistream.errors import FailedPrecondition, NotFound, ResourceExhausted, ScistreamError, Unavailable
 from scistream.vocabulary import Rate, Role, shown
 
@@ -32,15 +33,6 @@ log = logging.getLogger(__name__)
 
 LOCAL = "local"  # how this host is called among the nodes
 _TRY_ELSEWHERE = (Unavailable, ResourceExhausted, FailedPrecondition)
-
-
-@dataclass(frozen=True, slots=True)
-class Home:
-    """Where a tunnel is."""
-
-    id: str
-    node: str
-    rate: int  # that its session reserved, in bytes per second
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +77,7 @@ class Nodes:
         self._local = local
         self._known = homes
         self._drained = drained
-        self._homes: dict[str, Home] = {}
-        self._reserved: Counter[str] = Counter()  # rate, by node
+        self._homes = Homes()
         self._events = Events()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -97,12 +88,12 @@ class Nodes:
             FailedPrecondition: this host's data server cannot be used.
         """
         for home in self._known():
-            self._settle(home)
+            self._homes.settle(home)
         await self._local.open()
         for server in self._servers.values():
             self._spawn(self._pass_on(server.watch()))
         remote = [(name, server) for name, server in self._servers.items() if isinstance(server, RemoteDataServer)]
-        await asyncio.gather(*(server.open(*self._ids_at(name)) for name, server in remote))
+        await asyncio.gather(*(server.open(*self._homes.at(name)) for name, server in remote))
 
     def configure(self, config: LocalConfig) -> None:
         """Take other settings for the tunnels to come on this host."""
@@ -133,17 +124,17 @@ class Nodes:
         """Bind `num_conn` listeners on the best node that has them, and make the tunnel's key there."""
         fault: ScistreamError | None = None
         for name in place(spec, self._candidates(spec.role)):
-            self._settle(Home(spec.id, name, spec.rate.bytes_per_s))
+            self._homes.settle(Home(spec.id, name, spec.rate.bytes_per_s))
             try:
                 return replace(await self._servers[name].reserve(spec), node=name)
             except _TRY_ELSEWHERE as error:
-                self._leave_home(spec.id)
+                self._homes.leave(spec.id)
                 fault = error
                 log.warning("a session of %s does not go to node %s: %s", spec.uid, name, error)
                 if isinstance(error, Unavailable):  # the answer was lost, perhaps
                     self._spawn(self._clear_away(name, spec.id))
             except BaseException:
-                self._leave_home(spec.id)
+                self._homes.leave(spec.id)
                 raise
         assert fault is not None, "place() names one at least"
         raise fault
@@ -167,12 +158,12 @@ class Nodes:
             found = await asyncio.gather(*(server.stop(id, cut) for server in reached))
             return next((traffic for traffic in found if traffic is not None), None)
         traffic = await self._servers[home.node].stop(id, cut) if home.node in self._servers else None
-        self._leave_home(id)
+        self._homes.leave(id)
         return traffic
 
     async def list(self, *ids: str) -> tuple[TunnelStatus, ...]:
         """All tunnels there are, or those there are of these ids; on a lost node, as they were last known."""
-        wanted = [home for home in (map(self._homes.get, ids) if ids else self._homes.values()) if home is not None]
+        wanted = [home for home in (map(self._homes.get, ids) if ids else self._homes) if home is not None]
         asked = [name for name in self._servers if not ids or any(home.node == name for home in wanted)]
         answers = await asyncio.gather(*(self._listed(name, ids, wanted) for name in asked))
         gone = tuple(_gone(home) for home in wanted if home.node not in self._servers)
@@ -188,7 +179,7 @@ class Nodes:
                 raise
             return [replace(server.last(id), reason=str(error)) for id in mine]
         # What is here and was placed elsewhere after all is about to be stopped.
-        return [status for status in found if status.id not in self._homes or self._homes[status.id].node == name]
+        return [status for status in found if self._homes.node(status.id) in (None, name)]
 
     async def logs(self, id: str, lines: int) -> Printed:
         """What a tunnel's proxies printed last; nothing while its node is lost."""
@@ -235,7 +226,7 @@ class Nodes:
                 node.name,
                 node.lost,
                 node.drained,
-                len(self._ids_at(node.name)),
+                len(self._homes.at(node.name)),
                 node.reserved,
                 node.capacity,
                 {role: self._servers[node.name].free_ports(role) for role in Role},
@@ -252,20 +243,12 @@ class Nodes:
                 server.free_ports(role),
                 server.backends(),
                 self._capacity.get(name, 0),
-                self._reserved[name],
+                self._homes.reserved(name),
                 _lost(server),
                 self._is_drained(name),
             )
             for name, server in self._servers.items()
         )
-
-    def _settle(self, home: Home) -> None:
-        self._homes[home.id] = home
-        self._reserved[home.node] += home.rate
-
-    def _leave_home(self, id: str) -> None:
-        if (home := self._homes.pop(id, None)) is not None:
-            self._reserved[home.node] -= home.rate
 
     def _is_drained(self, name: str) -> bool:
         try:
@@ -279,9 +262,6 @@ class Nodes:
             raise NotFound(f"there is no tunnel {shown(id)}; reserve it first")
         return self._servers[home.node]
 
-    def _ids_at(self, name: str) -> tuple[str, ...]:
-        return tuple(home.id for home in self._homes.values() if home.node == name)
-
     # What happens
 
     async def _pass_on(self, news: Watch) -> None:
@@ -292,11 +272,11 @@ class Nodes:
         """Stop what a node that is in touch again has, and no session does."""
 
         def back(found: Mapping[str, TunnelStatus]) -> None:
-            strange = [id for id in found if id not in self._homes or self._homes[id].node != name]
+            strange = [id for id in found if self._homes.node(id) != name]
             known = {home.id: home for home in self._known()} if strange else {}
             for id in strange:
-                if id not in self._homes and id in known and known[id].node == name:
-                    self._settle(known[id])  # another S2CS of this gateway placed it there
+                if self._homes.node(id) is None and id in known and known[id].node == name:
+                    self._homes.settle(known[id])  # another S2CS of this gateway placed it there
                     continue
                 log.warning("tunnel %s on node %s belongs to no session and is stopped", id, name)
                 self._spawn(self._clear_away(name, id))

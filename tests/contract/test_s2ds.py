@@ -17,7 +17,8 @@ import pytest
 from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.contract import Change, DataServer, TunnelState
 from s2cs.s2ds.launchers import LAUNCHERS
-from s2cs.s2ds.remote.client import Link, RemoteDataServer
+from s2cs.s2ds.remote.client import RemoteDataServer
+from s2cs.s2ds.remote.link import Link
 from s2cs.s2ds.router import DIRECTORY
 from scistream.errors import (
     AlreadyExists,

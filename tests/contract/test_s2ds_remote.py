@@ -19,7 +19,8 @@ import pytest
 from s2cs.s2ds import contract
 from s2cs.s2ds.contract import Change, TunnelState
 from s2cs.s2ds.remote import s2ds_pb2 as pb
-from s2cs.s2ds.remote.client import Link, RemoteDataServer, describe
+from s2cs.s2ds.remote.client import RemoteDataServer
+from s2cs.s2ds.remote.link import Link, describe
 from s2cs.s2ds.remote.s2ds_pb2_grpc import DataServerStub
 from scistream.errors import FailedPrecondition, Unavailable
 from scistream.vocabulary import Endpoint, Role

@@ -18,7 +18,7 @@ import psutil
 
 from s2cs.node_settings import load_node
 from s2cs.node_setup import add
-from s2cs.s2ds.remote.client import Link
+from s2cs.s2ds.remote.link import Link
 from s2cs.settings_file import load
 from scistream.vocabulary import Endpoint, PortRange
 from tests.support.tunnels import Flavour, processes_in

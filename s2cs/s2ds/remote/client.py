@@ -13,19 +13,17 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.contract import (
     BackendInfo,
     Bridge,
-    Change,
     LegCheck,
     Printed,
     Reservation,
     Traffic,
-    TunnelEvent,
     TunnelSpec,
     TunnelState,
     TunnelStatus,
@@ -33,61 +31,18 @@ from s2cs.s2ds.contract import (
 from s2cs.s2ds.events import Events, Watch
 from s2cs.s2ds.remote import codec
 from s2cs.s2ds.remote import s2ds_pb2 as pb
+from s2cs.s2ds.remote.link import LOST_S, Link, reason_of
 from s2cs.s2ds.remote.s2ds_pb2_grpc import DataServerStub
+from s2cs.s2ds.remote.told import Told
 from scistream.errors import ScistreamError, Unavailable
-from scistream.vocabulary import Endpoint, Role
-from scistream.wire import CHANNEL_OPTIONS, MAX_ANSWER_BYTES, OWN_WORDS, error_from, grpc
-from scistream.x509 import node_name
+from scistream.vocabulary import Role
+from scistream.wire import OWN_WORDS, error_from, grpc
 
 log = logging.getLogger(__name__)
 
-LOST_S = 3.0  # without a sign of life
 _AGAIN_S = 0.2  # between attempts
 _ATTEMPT_S = 5.0  # for an answer, before the question is sent again
 _RESERVE_S, _START_S, _STOP_S, _LIST_S = 10.0, 60.0, 120.0, 5.0
-_OPTIONS = [
-    *CHANNEL_OPTIONS,
-    ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1000),  # which is also how long a connection may take
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.use_local_subchannel_pool", 1),  # a channel that is made anew has a connection of its own
-]
-_OUTCOME = {
-    TunnelState.RUNNING: Change.RUNNING,
-    TunnelState.BACKOFF: Change.EXITED,
-    TunnelState.FATAL: Change.FATAL,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """How a node is reached, and how both prove who they are. Certificates and key in PEM."""
-
-    name: str
-    address: Endpoint
-    node_certificate: bytes
-    certificate: bytes
-    key: bytes
-
-    def channel(self) -> grpc.aio.Channel:
-        """Make a channel that reaches this node and nobody else."""
-        credentials = grpc.ssl_channel_credentials(self.node_certificate, self.key, self.certificate)
-        options = [*_OPTIONS, ("grpc.ssl_target_name_override", node_name(self.name))]
-        return grpc.aio.secure_channel(str(self.address), credentials, options=options)
-
-
-async def describe(link: Link, timeout_s: float = LOST_S) -> codec.NodeInfo:
-    """Ask a node what it is and has left.
-
-    Raises:
-        Unavailable: it does not answer, or one of the two does not know the other's certificate.
-    """
-    async with link.channel() as channel:
-        try:
-            return codec.node_from(await DataServerStub(channel).Describe(pb.DescribeRequest(), timeout=timeout_s))
-        except grpc.aio.AioRpcError as error:
-            raise Unavailable(f"node {link.name} at {link.address} cannot be reached: {_why(error)}") from None
 
 
 class RemoteDataServer:
@@ -104,7 +59,7 @@ class RemoteDataServer:
         self._back = back
         self._events = Events()
         self._info: codec.NodeInfo | None = None
-        self._told: dict[str, tuple[TunnelState | None, int]] = {}  # each tunnel's state and restarts, as told
+        self._told = Told()
         self._last: dict[str, TunnelStatus] = {}  # as last listed
         self._seen = 0.0  # the last sign of life
         self._tried = asyncio.Event()  # it is in touch, or lost
@@ -119,7 +74,7 @@ class RemoteDataServer:
         Args:
             ids: tunnels that it has from an earlier server.
         """
-        self._told.update((id, (None, 0)) for id in ids)
+        self._told.expect(ids)
         self._seen = time.monotonic()
         self._connect()
         self._following = asyncio.create_task(self._follow())
@@ -150,7 +105,7 @@ class RemoteDataServer:
         """Bind `num_conn` listeners and make the tunnel's key, which stays there."""
         request = codec.reserve_to(spec, _call())
         message = await self._given_up_with(request.call, self._ask("ReqListeners", request, _RESERVE_S))
-        self._told[spec.id] = (None, 0)
+        self._told.expect([spec.id])
         self._info = codec.node_from(message.node)
         return codec.reservation_from(message)
 
@@ -158,8 +113,7 @@ class RemoteDataServer:
         """Open the way; return when connections are served."""
         request = codec.lead_to(id, bridge, _call())
         await self._given_up_with(request.call, self._ask("StartLstn", request, _START_S))
-        if id in self._told and self._told[id][0] is None:
-            self._told[id] = (TunnelState.RUNNING, 0)
+        self._told.started(id)
 
     async def update(self, id: str, bridge: Bridge) -> None:
         """Lead new connections elsewhere or with new credentials; running streams go on untouched."""
@@ -175,7 +129,7 @@ class RemoteDataServer:
 
     async def _stop(self, id: str, cut: bool) -> Traffic | None:
         message = await self._ask("REL", pb.Stop(call=_call(), id=id, cut=cut), _STOP_S)
-        self._told.pop(id, None)
+        self._told.forget(id)
         self._last.pop(id, None)
         self._info = codec.node_from(message.node)
         return codec.traffic_from(message.traffic) if message.HasField("traffic") else None
@@ -248,7 +202,7 @@ class RemoteDataServer:
             except grpc.aio.AioRpcError as error:
                 if OWN_WORDS in dict(error.trailing_metadata() or ()):
                     raise error_from(error.code(), error.details() or "") from None
-                why = _why(error)
+                why = reason_of(error)
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
@@ -300,8 +254,8 @@ class RemoteDataServer:
             return
         self.lost = f"node {self.name} is lost ({why}); its streams may go on"
         log.warning("%s", self.lost)
-        for id in self._told:
-            self._events.publish(TunnelEvent(id, Change.LOST, self.lost))
+        for event in self._told.lost(self.lost):
+            self._events.publish(event)
         self._tried.set()
 
     async def _listen(self) -> str:
@@ -315,7 +269,9 @@ class RemoteDataServer:
                     return "it has stopped"
                 self._seen = time.monotonic()
                 if news.id:
-                    self._tell(codec.event_from(news))
+                    event = codec.event_from(news)
+                    self._told.note(event)
+                    self._events.publish(event)
                     continue
                 self._info = codec.node_from(news.node)
                 if not compared:
@@ -324,7 +280,7 @@ class RemoteDataServer:
         except TimeoutError:
             return f"it has not been heard for {LOST_S:g} s"
         except grpc.aio.AioRpcError as error:
-            return _why(error)
+            return reason_of(error)
         finally:
             watch.cancel()
 
@@ -333,41 +289,15 @@ class RemoteDataServer:
         message = await self._stub.List(pb.Tunnels(), timeout=_LIST_S)
         found = {status.id: status for status in map(codec.tunnel_from, message.tunnels)}
         self._last = found
-        for id in list(self._told):
-            if (status := found.get(id)) is None:
-                self._tell(TunnelEvent(id, Change.FATAL, f"node {self.name} was started anew and does not have it"))
-                continue
-            state, restarts = self._told[id]
-            change = _OUTCOME.get(status.state)
-            if change is Change.RUNNING and restarts < status.restarts:
-                self._tell(TunnelEvent(id, Change.EXITED, status.reason))
-            elif change is None or (state is status.state and not self.lost):
-                continue
-            self._tell(TunnelEvent(id, change, "" if change is Change.RUNNING else status.reason))
-            self._told[id] = (status.state, status.restarts)
+        gone = f"node {self.name} was started anew and does not have it"
+        for event in self._told.compared(found, bool(self.lost), gone):
+            self._events.publish(event)
         if self.lost:
             log.info("node %s is in touch, with %d tunnels", self.name, len(found))
         self.lost = ""
         self._tried.set()
         self._back(found)
 
-    def _tell(self, event: TunnelEvent) -> None:
-        """Tell whoever watches, and note that it was told."""
-        if event.id in self._told:
-            _, restarts = self._told[event.id]
-            state = next(state for state, change in _OUTCOME.items() if change is event.change)
-            self._told[event.id] = (state, restarts + (event.change is Change.EXITED))
-        self._events.publish(event)
-
 
 def _call() -> pb.Call:
     return pb.Call(id=secrets.token_hex(16))
-
-
-def _why(error: grpc.aio.AioRpcError) -> str:
-    """Say in a few words what gRPC says in many."""
-    details = error.details() or ""
-    if "CERTIFICATE_VERIFY_FAILED" in details:
-        return "its certificate is not the one that is known here"
-    words = details.rpartition("last error: ")[2]
-    return words.rpartition(": ")[2] or error.code().name.lower()
