@@ -169,7 +169,7 @@ async def _running(settings: Settings, fingerprint: Mapping[str, Any]) -> AsyncI
         authenticator = Authenticator(_methods(settings), store, gateway.has_key)
         stack.push_async_callback(authenticator.close)
         control = Control(gateway, authenticator, metrics, audit)
-        page = _page(gateway, control, stack)
+        page = _page(gateway, control, store, stack)
         running = _Running(store, gateway, data_server, control, authenticator, audit, page)
         monitoring = _monitoring(gateway, metrics, stack)
         stack.enter_context(_recording(audit, fingerprint))
@@ -199,14 +199,14 @@ def _monitoring(gateway: Gateway, metrics: Metrics, stack: AsyncExitStack) -> Li
     return monitoring
 
 
-def _page(gateway: Gateway, control: Control, stack: AsyncExitStack) -> Page | None:
+def _page(gateway: Gateway, control: Control, store: Store, stack: AsyncExitStack) -> Page | None:
     """Take the ports of the page; who connects there is bounded together with who connects to the control port."""
     listen = gateway.settings.web.listen
     if not listen:
         return None
     from s2cs.web.page import Page  # noqa: PLC0415 - as above
 
-    page = Page(gateway, control.door, control.servicer)
+    page = Page(gateway, control.door, control.servicer, store)
     page.bind()
     stack.callback(page.close)
     control.connections.watch_also(endpoint.port for endpoint in listen)

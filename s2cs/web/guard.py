@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 from collections.abc import Callable, Collection
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
@@ -21,6 +21,8 @@ from scistream.errors import InvalidArgument
 
 OWN_HEADER = "x-scistream"  # no form and no link can send it
 MOST_BODY = 16 * 1024  # bytes; a token is the longest thing that is ever sent
+_MOST_HEAD = 16 * 1024  # bytes; the listener bounds only what comes in pieces
+_HOST = re.compile(r"(?:([A-Za-z0-9._-]+?)\.?|\[([0-9A-Fa-f:.]+)\])(?::[0-9]{1,5})?")
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
@@ -65,6 +67,13 @@ class Guard:
             await self._app(scope, receive, sealed)
 
     def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
+        head = (
+            len(scope["raw_path"])
+            + len(scope["query_string"])
+            + sum(len(name) + len(value) for name, value in headers.raw)
+        )
+        if head > _MOST_HEAD:
+            return 431, f"what is before the body is too long; send at most {_MOST_HEAD} bytes"
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._is_ours(_host_of(hosts[0])):
             return 421, "this gateway is not called that; use an address of it, or a name of its certificate"
@@ -74,8 +83,7 @@ class Guard:
             return 400, "the page takes no authorization of its own; programs use the control port"
         if scope["method"] in ("GET", "HEAD"):
             return None
-        origin = urlsplit(headers.get("origin", ""))
-        if origin.netloc != hosts[0] or origin.scheme != scope["scheme"] or OWN_HEADER not in headers:
+        if headers.get("origin") != f"{scope['scheme']}://{hosts[0]}" or OWN_HEADER not in headers:
             return 403, "only the page of this gateway may ask for that"
         if headers.get("sec-fetch-site", "same-origin") != "same-origin":
             return 403, "only the page of this gateway may ask for that"
@@ -94,11 +102,9 @@ class Guard:
 
 
 def _host_of(header: str) -> str:
-    """Give the host of a Host header in lower case, without port and brackets."""
-    try:
-        return (urlsplit(f"//{header}").hostname or "").removesuffix(".")
-    except ValueError:
-        return ""
+    """Give the host of a Host header in lower case, without port and brackets; empty where it is none."""
+    found = _HOST.fullmatch(header)
+    return (found[1] or found[2]).lower() if found else ""
 
 
 def refused(status: int, words: str) -> JSONResponse:

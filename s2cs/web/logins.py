@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,6 +17,7 @@ _MOST = 256  # log-ins
 _MOST_EACH = 8  # of one user; one more ends the oldest
 _MOST_STREAMS = 64
 _MOST_STREAMS_EACH = 4  # of one log-in: windows of one browser
+_MOST_STREAMS_USER = 8  # of one user
 
 
 class Bounds(Protocol):
@@ -64,16 +66,20 @@ class Logins:
     def open(self, token: str, owner: str) -> str:
         """Log a user in; the cookie, which is known nowhere else.
 
+        Where there are too many, whoever has most of them loses the oldest: a few users keep nobody else out.
+
         Raises:
-            ResourceExhausted: too many are logged in.
+            ResourceExhausted: too many are logged in, each of them once.
         """
         for known in list(self._by_cookie):
             self._alive(known)
-        own = [known for known, login in self._by_cookie.items() if login.owner == owner]
-        for known in own[: max(0, len(own) - _MOST_EACH + 1)]:
-            self._end(known)
+        if len(self._of(owner)) >= _MOST_EACH:
+            self._end(self._of(owner)[0])
         if len(self._by_cookie) >= _MOST:
-            raise ResourceExhausted(f"{_MOST} are logged in to this page already; wait until one has gone")
+            ((most, count),) = Counter(login.owner for login in self._by_cookie.values()).most_common(1)
+            if count == 1:
+                raise ResourceExhausted(f"{_MOST} are logged in to this page already; wait until one has gone")
+            self._end(self._of(most)[0])
         cookie, now = secrets.token_urlsafe(32), self._clock()
         self._by_cookie[digest(cookie)] = Login(token, owner, now, now)
         return cookie
@@ -93,10 +99,11 @@ class Logins:
         """End a log-in, and what it looks at."""
         self._end(digest(cookie))
 
-    def close_all(self) -> None:
-        """End them all."""
-        for cookie in list(self._by_cookie):
-            self._end(cookie)
+    def close_all(self, of: Callable[[str], bool] = lambda owner: True) -> None:
+        """End all that there are, or those of some users, by their ids."""
+        for cookie, login in list(self._by_cookie.items()):
+            if of(login.owner):
+                self._end(cookie)
 
     def attach(self, login: Login) -> None:
         """Count one more stream of a log-in.
@@ -104,8 +111,9 @@ class Logins:
         Raises:
             ResourceExhausted: there are too many.
         """
+        own = sum(self._by_cookie[cookie].streams for cookie in self._of(login.owner))
         total = sum(each.streams for each in self._by_cookie.values())
-        if login.streams >= _MOST_STREAMS_EACH or total >= _MOST_STREAMS:
+        if login.streams >= _MOST_STREAMS_EACH or own >= _MOST_STREAMS_USER or total >= _MOST_STREAMS:
             raise ResourceExhausted("too many windows look at this page already; close one")
         login.streams += 1
 
@@ -113,6 +121,10 @@ class Logins:
         """Count one less."""
         login.streams -= 1
         login.used = self._clock()
+
+    def _of(self, owner: str) -> list[bytes]:
+        """Give a user's log-ins, oldest first."""
+        return [known for known, login in self._by_cookie.items() if login.owner == owner]
 
     def _alive(self, cookie: bytes) -> Login | None:
         login, now, bounds = self._by_cookie.get(cookie), self._clock(), self._bounds()

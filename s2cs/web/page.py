@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from s2cs.auth import Caller, user_only
 from s2cs.door import Door, calling
 from s2cs.gateway import Gateway
 from s2cs.servicer import Servicer
+from s2cs.store import Store
 from s2cs.web.asking import Refused, ask, follow
 from s2cs.web.guard import Guard, refused, sent
 from s2cs.web.listener import Listener
@@ -26,8 +29,11 @@ from scistream.errors import InvalidArgument, ScistreamError
 from scistream.vocabulary import Endpoint, Uid
 from scistream.x509 import names_of
 
+log = logging.getLogger(__name__)
+
 _FILES = Path(__file__).parent / "static"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_LOOK_S = 1.0  # between looks whether somebody has changed users
 _MOST_CONNECTIONS = 512  # those of one address are bounded together with the control port's
 
 
@@ -54,16 +60,19 @@ class Page:
         gateway: that it is about.
         door: through which its callers go, too.
         servicer: of the API, whose words it shows.
+        store: with the gateway's users.
     """
 
-    def __init__(self, gateway: Gateway, door: Door, servicer: Servicer) -> None:
+    def __init__(self, gateway: Gateway, door: Door, servicer: Servicer, store: Store) -> None:
         self._gateway = gateway
+        self._store = store
         self._door = door
         self._logins = Logins(lambda: gateway.settings.web)
         self._view = View(gateway, servicer)
         self._cookie = f"scistream-{gateway.settings.server.name}"  # browsers tell hosts apart by it, not ports
         self._context: ssl.SSLContext | None = None
         self._names: frozenset[str] = frozenset()
+        self._looking: asyncio.Task[None] | None = None
         files = [path for path in _FILES.iterdir() if path.suffix in _TYPES]
         app = Starlette(
             routes=[
@@ -110,9 +119,12 @@ class Page:
         """Serve."""
         for listener in self._listeners:
             await listener.start()
+        self._looking = asyncio.create_task(self._look_after_users())
 
     async def stop(self) -> None:
         """Log everybody out and stop."""
+        if self._looking is not None:
+            self._looking.cancel()
         self._logins.close_all()
         for listener in self._listeners:
             await listener.stop()
@@ -121,6 +133,22 @@ class Page:
         """Let the ports go."""
         for listener in self._listeners:
             listener.close()
+
+    async def _look_after_users(self) -> None:
+        """Log out whose user is disabled or removed, so that no cookie is good again when the user is."""
+        seen: int | None = None
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            try:
+                if (version := self._store.version()) != seen:
+                    self._logins.close_all(self._is_gone)
+                    seen = version
+            except ScistreamError as error:
+                log.debug("whether users are still there is not known: %s", error)
+
+    def _is_gone(self, owner: str) -> bool:
+        user = self._store.users.by_id(owner)
+        return user is None or user.disabled
 
     def _answered(self, answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """Answer, or say why not; whose credentials are not good any more is logged out."""

@@ -283,6 +283,22 @@ def test_who_is_disabled_loses_the_page(stage: Stage) -> None:
     page.context.close()
 
 
+def test_the_cookie_of_who_was_disabled_is_not_good_again(stage: Stage) -> None:
+    def switch(verb: str) -> None:
+        command = [sys.executable, "-m", "s2cs", "user", verb, "eve", "--config", stage.aps.config]
+        subprocess.run(command, check=True, capture_output=True)
+
+    eve = stage.aps.add_user("eve")
+    with site(stage.url, eve) as page:
+        assert page.get("/api/overview").status_code == 200
+        switch("disable")
+        assert page.get("/api/overview").status_code in (401, 403)
+        time.sleep(1.5)
+        switch("enable")
+        assert page.get("/api/overview").status_code == 401
+        assert page.login(eve).status_code == 200
+
+
 def test_on_a_phone_in_the_dark_without_motion(stage: Stage) -> None:
     page = stage.page(
         stage.aps.token, viewport={"width": 360, "height": 740}, color_scheme="dark", reduced_motion="reduce"

@@ -133,6 +133,7 @@ def test_requests_that_another_site_forges(besieged: Siege, admin: Site) -> None
         {**own, "Origin": own["Origin"].replace("http:", "https:")},
         {**own, "Origin": f"{own['Origin']}.evil.example"},
         {**own, "Origin": "http://127.0.0.1:1"},
+        {**own, "Origin": "http://["},
         {**own, "Sec-Fetch-Site": "cross-site"},
         {**own, "Sec-Fetch-Site": "same-site"},
     ]
@@ -154,6 +155,9 @@ def test_dns_rebinding_at_the_page(besieged: Siege, admin: Site) -> None:
         f"evil.example:{port}",
         "127.0.0.1.evil.example",
         "127.0.0.1@evil.example",
+        "user@127.0.0.1",
+        "127.0.0.1:port",
+        "127.0.0.1/x",
         "",
         "[",
         "10.0.0.1",
@@ -193,6 +197,9 @@ def test_what_is_too_big(besieged: Siege, admin: Site) -> None:
     assert b"Traceback" not in raw(besieged.page, lie)
     head = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + b"X: y\r\n" * 200_000
     assert raw(besieged.page, head)[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 431", b"")
+    whole = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nX: " + b"y" * 40_000 + b"\r\n\r\n"
+    assert raw(besieged.page, whole)[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 431")
+    assert admin.get("/", headers={"X": "y" * 16_384}).status_code in (400, 431)
     for body in (
         b"[" * 16_000,
         b"{}",

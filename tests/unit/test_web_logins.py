@@ -82,6 +82,34 @@ def test_all_together_are_bounded(logins: Logins) -> None:
         logins.open("token", "one more")
 
 
+def test_a_few_users_do_not_keep_the_others_out(logins: Logins) -> None:
+    first = logins.open("token", "user 0")
+    for n in range(255):
+        logins.open("token", f"user {n // 8}")
+    own = logins.open("token", "one more")
+    assert found(logins, own).owner == "one more"
+    assert logins.find(first) is None
+    assert len(logins) == 256
+
+
+def test_those_of_a_user_who_has_gone_end(logins: Logins) -> None:
+    gone, there = logins.open("token", "alice"), logins.open("token", "bob")
+    login = found(logins, gone)
+    logins.close_all(lambda owner: owner == "alice")
+    assert login.over.is_set()
+    assert logins.find(gone) is None
+    assert logins.find(there) is not None
+
+
+def test_streams_of_one_user_are_bounded(logins: Logins) -> None:
+    each = [found(logins, logins.open("token", "alice")) for _ in range(3)]
+    for login in each[:2]:
+        for _ in range(4):
+            logins.attach(login)
+    with pytest.raises(ResourceExhausted, match="close one"):
+        logins.attach(each[2])
+
+
 def test_streams_of_all_together_are_bounded(logins: Logins) -> None:
     each = [found(logins, logins.open("token", f"user {n}")) for n in range(17)]
     for login in each[:16]:
