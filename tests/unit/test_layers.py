@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,31 @@ def test_no_package_imports_one_it_must_not_know(package: str) -> None:
 @pytest.mark.parametrize("path", sorted(PURE))
 def test_the_rules_import_the_standard_library_only(path: str) -> None:
     assert imports(ROOT / path) <= sys.stdlib_module_names | {"scistream"}
+
+
+def at_once(path: Path) -> set[str]:
+    """Name the modules of ours that importing a file imports, but for the packages that it is in."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:  # what stands in functions and under TYPE_CHECKING comes later
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    found |= {package for name in found for package in accumulate(name.split("."), "{}.{}".format)}
+    return found - set(accumulate(named(path).split("."), "{}.{}".format))
+
+
+def named(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_each_module_can_be_imported_first() -> None:
+    """No ring of imports is left when those that need none are taken away, and then those that needed these."""
+    paths = {named(path): path for package in FORBIDDEN for path in modules(package)}
+    needs = {name: at_once(path) & paths.keys() for name, path in paths.items()}
+    while free := {name for name, needed in needs.items() if not needed}:
+        needs = {name: needed - free for name, needed in needs.items() if name not in free}
+    assert needs == {}
 
 
 def test_the_machine_reads_no_clock_and_does_no_io() -> None:

@@ -24,9 +24,9 @@ from s2cs.s2ds import procfs
 from s2cs.s2ds.backends.base import Backend, Found
 from s2cs.s2ds.config import Containers
 from s2cs.s2ds.confinement import Confinement
-from s2cs.s2ds.container import DIRECTORY, described, name_of, surveying
 from s2cs.s2ds.engine import End, Engine, NoSuch, text_of
 from s2cs.s2ds.launchers.base import Job, Launcher, Running
+from s2cs.s2ds.launchers.container import DIRECTORY, described, name_of, surveying
 from s2cs.s2ds.launchers.process import Process, in_words
 from s2cs.s2ds.logs import last_words
 from s2cs.s2ds.survey import read
