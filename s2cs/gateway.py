@@ -166,6 +166,14 @@ class Gateway:
             raise AlreadyExists(
                 f"session {request.uid} exists with other content; release it, or use another uid for the new one"
             )
+        if not request.old:
+            return await self._reserved(live)
+        with self._lifecycle.waiting(live):
+            await self._reserved(live)
+            return await self._lifecycle.hello_came(live)
+
+    async def _reserved(self, live: Live) -> Session:
+        """Wait until a session has its ports, or raise why it gets none."""
         session = await live.until(lambda session: session.state is not State.REQUESTED)
         if live.error is not None and not session.listeners:
             error = live.error
@@ -176,8 +184,6 @@ class Gateway:
             session = await live.until(lambda session: session.state.ended)
             kind = DeadlineExceeded if session.state is State.EXPIRED else FailedPrecondition
             raise kind(f"session {session.uid} ended while its ports were being reserved: {session.reason}; ask again")
-        if request.old:
-            session = await self._lifecycle.hello_came(live)
         return session
 
     async def hello(self, caller: Caller | KeyHolder, uid: Uid, role: Role, addresses: Iterable[str]) -> Session:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from s2cs.audit.log import Audit, moved
 from s2cs.clock import Clock
@@ -19,7 +19,7 @@ from s2cs.logs import about
 from s2cs.s2ds.contract import DataServer, PreSharedKey, Traffic
 from s2cs.sessions import Sessions
 from scistream.errors import DeadlineExceeded, FailedPrecondition, ScistreamError, Unavailable
-from scistream.machine import Broke, Effect, Event, Hello, Kept, Renew, Session, State, Update, step
+from scistream.machine import Broke, Effect, Event, Hello, Kept, Release, Renew, Session, State, Update, step
 from scistream.vocabulary import Role
 
 log = logging.getLogger(__name__)
@@ -135,6 +135,22 @@ class Lifecycle:
         finally:
             ending.cancel()
         return live.session
+
+    @contextmanager
+    def waiting(self, live: Live) -> Iterator[None]:
+        """Count a call that waits for Hello; when its caller goes, and no other waits, all is given back.
+
+        Such a caller has had no answer: it knows of nothing that it could use later.
+        """
+        live.waiting += 1
+        try:
+            yield
+        except asyncio.CancelledError:
+            if live.waiting == 1 and live.session.state in (State.REQUESTED, State.RESERVED):
+                self.report(live, Release("its client went away while it waited for Hello"))
+            raise
+        finally:
+            live.waiting -= 1
 
     async def hello_came(self, live: Live) -> Session:
         """Wait until a session that is RESERVED has had its Hello.

@@ -52,6 +52,7 @@ class Live:
         self.error: ScistreamError | None = None  # why the last effect could not be carried out
         self.task: asyncio.Task[None] | None = None  # the last effect, done when all before it are
         self.warned = False
+        self.waiting = 0  # calls of old clients that wait for its Hello
         self.look_at = 0.0  # until then time means nothing to it
         self.traffic: Traffic | None = None  # what it moved in all, when that is known
         self.told: tuple[object, bytes] = None, b""  # a list's last words of it, and what they were made of

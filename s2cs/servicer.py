@@ -207,6 +207,7 @@ class Servicer(ControlServicer):
             deadline=None if session.state.ended else self._time(session.deadline),
             restarts=tunnel.restarts if tunnel else 0,
             last_death=tunnel.reason if tunnel else "",
+            by_key=bool(session.targets) and not session.proof.certificate and request.protocol == "tcp",
         )
 
     def _event(self, item: Item) -> pb.SessionEvent:

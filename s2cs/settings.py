@@ -17,7 +17,7 @@ from s2cs.identity.settings import Auth
 from s2cs.policy.reach import Reach
 from s2cs.s2ds.config import WITH_PSK
 from s2cs.tables import Duration, Listen, Table, read_by
-from scistream.vocabulary import Endpoint, PortRange, Rate, parse_round_trip
+from scistream.vocabulary import Endpoint, PortRange, Rate, duration, parse_round_trip
 
 NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")  # part of a DNS name
 LOCAL = "local"  # how this host is called among the nodes
@@ -132,7 +132,8 @@ class Limits(Table):
     @model_validator(mode="after")
     def _leases(self) -> Limits:
         if self.default_lease > self.max_lease:
-            raise ValueError(f"default_lease ({self.default_lease} s) is longer than max_lease ({self.max_lease} s)")
+            usual, longest = duration(self.default_lease), duration(self.max_lease)
+            raise ValueError(f"default_lease ({usual}) is longer than max_lease ({longest})")
         return self
 
 

@@ -235,6 +235,7 @@ class Rate:
         return f"{bits} b/s"
 
 
+_UNITS_OF_TIME = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 _SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
@@ -248,6 +249,12 @@ def parse_duration(text: str) -> int:
     if not match or match[2] not in _SECONDS or (seconds := round(float(match[1]) * _SECONDS[match[2]])) < 1:
         raise InvalidArgument(f"duration {shown(text)} is not a time; write 90s, 15m, 2h or 1d")
     return seconds
+
+
+def duration(seconds: int) -> str:
+    """Write whole seconds as `parse_duration` reads them, in the greatest unit without a rest: `90s`, `15m`, `2h`."""
+    unit, length = next(each for each in _UNITS_OF_TIME if seconds % each[1] == 0)
+    return f"{seconds // length}{unit}"
 
 
 def parse_round_trip(text: str) -> float:

@@ -16,7 +16,7 @@ from s2cs.policy.reach import Reach
 from s2cs.settings import Policy, Rule, Settings
 from scistream.errors import InvalidArgument, PermissionDenied, ResourceExhausted, ScistreamError
 from scistream.machine import Owner, Session
-from scistream.vocabulary import Endpoint, Rate, Role
+from scistream.vocabulary import Endpoint, Rate, Role, duration
 
 EVERYBODY = "*"
 
@@ -216,9 +216,9 @@ def _over(rule: Rule, asked: Open) -> Iterator[tuple[str, str, type[ScistreamErr
 def _lease(settings: Settings, user: Owner, lease_s: int) -> Decision:
     longest, place = _longest(settings, user)
     if lease_s > longest:
-        sentence = f"lease {lease_s} s is longer than this gateway allows ({longest} s); ask for less"
+        sentence = f"a lease of {duration(lease_s)} is longer than you get here; ask for at most {duration(longest)}"
         return Decision(False, sentence, place, PermissionDenied if place.rule else InvalidArgument)
-    return Decision(True, f"the lease is within {longest} s", place)
+    return Decision(True, f"the lease is within {duration(longest)}", place)
 
 
 def _forwarding(settings: Settings, user: Owner, asked: Forward) -> Decision:

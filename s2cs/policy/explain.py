@@ -14,7 +14,7 @@ from s2cs.policy.sessions import ours
 from s2cs.settings import Settings
 from s2cs.settings_file import SEARCHED
 from scistream.machine import Owner
-from scistream.vocabulary import Endpoint, Role
+from scistream.vocabulary import Endpoint, Role, duration
 
 _HEADER = re.compile(r"\s*(\[\[?)\s*([A-Za-z0-9_.\s-]+?)\s*\]\]?\s*(?:#.*)?")
 
@@ -49,7 +49,7 @@ class Explainer:
     def opening(self, user: Owner, asked: Open) -> Answer:
         """Judge a request for a session."""
         words = [f"{asked.num_conn} connection{'' if asked.num_conn == 1 else 's'}", f"rate {asked.rate}"]
-        words += [f"lease {asked.lease_s} s"] if asked.lease_s else []
+        words += [f"lease {duration(asked.lease_s)}"] if asked.lease_s else []
         words += [f"backend {asked.backend}"] if asked.backend else []
         return self._answer("a session: " + ", ".join(words), decide(self._settings, user, asked))
 

@@ -51,7 +51,7 @@ class SessionLog:
     def size(self) -> int:
         """How long the log is now."""
         try:
-            return os.stat(self.path).st_size  # noqa: PTH116 - a list asks for that of every session
+            return os.lstat(self.path).st_size  # a list asks for that of every session
         except OSError:
             return 0
 
@@ -62,10 +62,11 @@ class SessionLog:
         takes no room, and which `read` skips.
         """
         try:
-            if self.path.stat().st_blocks * 512 > MOST_BYTES:
+            if self.path.lstat().st_blocks * 512 > MOST_BYTES:
                 self.read()
                 self._ledger.save()
-                os.truncate(self.path, 0)
+                with open(self.path, "r+b", opener=_itself) as file:
+                    file.truncate(0)
                 self._ledger.offsets[self.path.name] = 0
         except OSError:
             return
@@ -74,7 +75,7 @@ class SessionLog:
         """Take up the end of what an earlier server has read; what follows is read as ever."""
         offset, most = self._ledger.offsets.get(self.path.name, 0), KEPT_LINES * KEPT_WIDTH
         try:
-            with self.path.open("rb") as file:
+            with open(self.path, "rb", opener=_itself) as file:
                 file.seek(max(0, offset - most))
                 self._book.add(file.read(min(offset, most)).replace(b"\0", b""))
         except OSError:
@@ -83,7 +84,7 @@ class SessionLog:
     def since(self, offset: int = 0) -> str:
         """What was logged after an offset; only the end of it when it is long."""
         try:
-            with self.path.open("rb") as file:
+            with open(self.path, "rb", opener=_itself) as file:
                 file.seek(max(offset, self.size() - _TAIL))
                 return file.read().decode(errors="replace")
         except OSError:
@@ -96,7 +97,7 @@ class SessionLog:
         if size == offset:
             return
         try:
-            with self.path.open("rb") as file:
+            with open(self.path, "rb", opener=_itself) as file:
                 file.seek(offset if size > offset else 0, os.SEEK_DATA)
                 while chunk := file.read(_CHUNK):
                     whole, end, _ = chunk.rpartition(b"\n")
@@ -121,6 +122,11 @@ class SessionLog:
             self._ledger.tls = match["version"].decode(), match["cipher"].decode()
         for match in self._backend.closed_line.finditer(lines):
             self._ledger.closed += _moved({name: int(text) for name, text in match.groupdict().items()}, self._role)
+
+
+def _itself(path: str, flags: int) -> int:
+    """Open a file that proxies write to: no other that it may lead to, and without waiting where it is a pipe."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _moved(counts: dict[str, int], role: Role) -> Moved:

@@ -54,6 +54,7 @@ def content(gateway: str, info: SessionInfo) -> dict[str, Any]:
         "labels": dict(info.labels),
         "tls_version": info.tls_version,
         "tls_cipher": info.tls_cipher,
+        "by_key": info.by_key,
         "traffic": _traffic(info),
         "since": info.since.ToDatetime(tzinfo=UTC).isoformat() if info.HasField("since") else None,
         "deadline": info.deadline.ToDatetime(tzinfo=UTC).isoformat() if info.HasField("deadline") else None,
@@ -131,7 +132,7 @@ def sides(found: list[tuple[str, SessionInfo]]) -> list[tuple[str, list[str]]]:
         ("retransmitted", [_retransmitted(info) for info in infos]),
         ("congestion window", [_windows(info) for info in infos]),
         ("backend", [f"{info.backend} {info.backend_version}".strip() for info in infos]),
-        ("TLS", [f"{info.tls_version} {info.tls_cipher}".strip() for info in infos]),
+        ("TLS", [_tls(info) for info in infos]),
         ("proxy restarted", [_restarts(info) for info in infos]),
         ("labels", [", ".join(f"{key}={value}" for key, value in sorted(info.labels.items())) for info in infos]),
     ]
@@ -185,6 +186,10 @@ def _retransmitted(info: SessionInfo) -> str:
 def _windows(info: SessionInfo) -> str:
     lan, wan = info.traffic.lan_congestion_window, info.traffic.wan_congestion_window
     return _legs(size(lan) if lan else "", size(wan) if wan else "")
+
+
+def _tls(info: SessionInfo) -> str:
+    return ", ".join(filter(None, (f"{info.tls_version} {info.tls_cipher}".strip(), "by key" if info.by_key else "")))
 
 
 def _restarts(info: SessionInfo) -> str:

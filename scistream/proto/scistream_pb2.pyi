@@ -597,6 +597,7 @@ class SessionInfo(_message.Message):
     DEADLINE_FIELD_NUMBER: _builtins.int
     RESTARTS_FIELD_NUMBER: _builtins.int
     LAST_DEATH_FIELD_NUMBER: _builtins.int
+    BY_KEY_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     role: _builtins.str
@@ -618,6 +619,8 @@ class SessionInfo(_message.Message):
     """of the data server's proxy, after a death, since S2CS runs"""
     last_death: _builtins.str
     """why it was last restarted"""
+    by_key: _builtins.bool
+    """the gateways know each other by a pre-shared key on the WAN leg, as for old clients, not by certificates"""
     node: _builtins.str
     """the gateway node that carries it, where the gateway has several"""
     @_builtins.property
@@ -672,11 +675,12 @@ class SessionInfo(_message.Message):
         deadline: _timestamp_pb2.Timestamp | None = ...,
         restarts: _builtins.int = ...,
         last_death: _builtins.str = ...,
+        by_key: _builtins.bool = ...,
         node: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "deadline", b"deadline", "expires_at", b"expires_at", "since", b"since", "traffic", b"traffic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "backend_version", b"backend_version", "consumer", b"consumer", "created_at", b"created_at", "deadline", b"deadline", "expires_at", b"expires_at", "labels", b"labels", "last_death", b"last_death", "listeners", b"listeners", "node", b"node", "num_conn", b"num_conn", "owner", b"owner", "prod_listeners", b"prod_listeners", "producer", b"producer", "protocol", b"protocol", "rate_bytes_per_s", b"rate_bytes_per_s", "reason", b"reason", "restarts", b"restarts", "role", b"role", "since", b"since", "state", b"state", "targets", b"targets", "tls_cipher", b"tls_cipher", "tls_version", b"tls_version", "traffic", b"traffic", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "backend_version", b"backend_version", "by_key", b"by_key", "consumer", b"consumer", "created_at", b"created_at", "deadline", b"deadline", "expires_at", b"expires_at", "labels", b"labels", "last_death", b"last_death", "listeners", b"listeners", "node", b"node", "num_conn", b"num_conn", "owner", b"owner", "prod_listeners", b"prod_listeners", "producer", b"producer", "protocol", b"protocol", "rate_bytes_per_s", b"rate_bytes_per_s", "reason", b"reason", "restarts", b"restarts", "role", b"role", "since", b"since", "state", b"state", "targets", b"targets", "tls_cipher", b"tls_cipher", "tls_version", b"tls_version", "traffic", b"traffic", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -116,7 +116,7 @@ def test_a_whole_session_and_the_same_uid_again(pair: Pair, clients: tuple[OldCl
             assert not any(secret in text for text in told for secret in (key, SECRET))
             with running.client() as operator:
                 (info,) = (each for each in operator.list(pb.ListRequest()).sessions if each.state == "ACTIVE")
-                assert (info.backend, info.owner, info.tls_version) == ("stunnel", "old", "TLSv1.3")
+                assert (info.backend, info.owner, info.tls_version, info.by_key) == ("stunnel", "old", "TLSv1.3", True)
         session.release()
         session.release()  # as lost answers are asked for again
         assert [running.leftovers() for running in pair] == [{}, {}]
@@ -277,6 +277,7 @@ def test_a_session_with_certificates_stays_so(pair: Pair, app: Echo) -> None:
         session = open_pair(producer, consumer, [str(app.endpoint)], backends=("stunnel", "stunnel"))
         bare = pb.UpdateTargets(uid=session.uid, role="PROD", remote_listeners=[str(app.endpoint)])
         assert "with certificates" in refused(Code.FAILED_PRECONDITION, lambda: producer.update(bare))
+        assert not producer.list(pb.ListRequest(uid=session.uid)).sessions[0].by_key
         with session.connect() as connection:
             exchange(connection, b"x" * 1000)
         session.release()
@@ -346,6 +347,34 @@ def test_clients_that_are_lost(pair: Pair, clients: tuple[OldClient, OldClient],
     session = opened(*clients, uid, [str(app.endpoint)])
     moves(session, 1000)
     session.release()
+
+
+def test_who_cancels_its_req_holds_nothing(pair: Pair, clients: tuple[OldClient, OldClient]) -> None:
+    """At once, not after three minutes; but not while another call waits for the same, nor when it was answered."""
+    uid = str(uuid.uuid4())
+    with pair[0].client() as operator:
+
+        def becomes(*states: str) -> None:
+            deadline = time.monotonic() + 20
+            while (found := [s.state for s in operator.list(pb.ListRequest()).sessions if s.uid == uid]) != [*states]:
+                assert time.monotonic() < deadline, found
+                time.sleep(0.05)
+
+        one, two = (clients[0].start("req", uid=uid, role="PROD", num_conn=1, rate=0) for _ in range(2))
+        becomes("RESERVED")
+        time.sleep(0.3)  # both have come
+        one.cancel()
+        time.sleep(0.5)
+        becomes("RESERVED")
+        two.cancel()
+        becomes("RELEASED")
+        assert pair[0].leftovers() == {}
+        with old_client(pair[0].address, pair[0].ca) as client:
+            answer, _ = requested(client, uid, "PROD", ["127.0.0.1:9"])
+            assert list(answer.listeners)
+        time.sleep(0.5)
+        assert "ANNOUNCED" in [s.state for s in operator.list(pb.ListRequest()).sessions if s.uid == uid]
+        clients[0].call("release", uid=uid)
 
 
 def test_a_hundred_that_never_say_hello_starve_nobody(pair: Pair, app: Echo) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from s2cs.s2ds.backends import BACKENDS
-from s2cs.s2ds.logs import MOST_BYTES, SessionLog
+from s2cs.s2ds.logs import MOST_BYTES, Book, SessionLog
 from s2cs.s2ds.meter import Ledger, Live, Look, Meter, Moved
 from s2cs.s2ds.sockdiag import connections
 from scistream.vocabulary import Role
@@ -84,6 +84,23 @@ def test_nothing_is_missed_between_two_looks_at_a_log_that_is_emptied(tmp_path: 
         proxy.write(_LINES["haproxy"].encode())
     log.read()
     assert ledger.closed.connections == 2
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_log_that_is_none_is_not_followed_emptied_or_waited_for(tmp_path: Path, kind: str) -> None:
+    file, other = tmp_path / "proxy-1.log", tmp_path / "other"
+    other.write_bytes(b"secret\n" * (MOST_BYTES // 6))
+    if kind == "link":
+        file.symlink_to(other)
+    else:
+        os.mkfifo(file)
+    book = Book()
+    log = SessionLog(file, BACKENDS["haproxy"], Role.PROD, Ledger(tmp_path / "traffic.json"), book)
+    log.recall()
+    log.read()
+    log.bound()
+    assert (log.since(), book.last(10).lines) == ("", ())
+    assert other.stat().st_size > MOST_BYTES
 
 
 def test_a_ledger_that_is_damaged_begins_anew(tmp_path: Path) -> None:

@@ -108,6 +108,9 @@ def test_no_rules_is_as_if_there_were_none() -> None:
     assert not decide(settings, ALICE, forward("10.1.0.1:9", Role.CONS)).allowed
     assert decide(settings, ALICE, Open(128, backend="stunnel", used=Use(500, 5000))).allowed
     assert usual_lease(settings, ALICE) == 3600
+    assert decide(settings, ALICE, Lease(8 * 86400)).reason == (
+        "a lease of 8d is longer than you get here; ask for at most 7d"
+    )
     assert allowed_backends(settings, ALICE) == ()
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scistream.errors import InvalidArgument
-from scistream.vocabulary import Endpoint, PortRange, Rate, Role, Uid, parse_duration, parse_endpoints, shown
+from scistream.vocabulary import Endpoint, PortRange, Rate, Role, Uid, duration, parse_duration, parse_endpoints, shown
 
 HOSTILE = [
     "",
@@ -212,6 +212,18 @@ def test_a_rate_survives_the_wire(bytes_per_s: int) -> None:
 )
 def test_duration(text: str, seconds: int) -> None:
     assert parse_duration(text) == seconds
+    assert parse_duration(duration(seconds)) == seconds
+
+
+def test_a_duration_is_written_as_people_write_it() -> None:
+    assert [duration(seconds) for seconds in (90, 900, 5400, 7200, 86400, 86401)] == [
+        "90s",
+        "15m",
+        "90m",
+        "2h",
+        "1d",
+        "86401s",
+    ]
 
 
 @pytest.mark.parametrize("text", [*HOSTILE, "0", "0.2s", "-1s", "1w", "1e3", "forever", "9" * 400])
