@@ -89,7 +89,7 @@ $(RUN_STAMP): pyproject.toml constraints.txt | $(PY)
 
 $(DEV_STAMP): pyproject.toml constraints.txt | $(PY)
 	@echo "installing into $(VENV), with what development needs"
-	@$(INSTALL) --editable '.[dev,docs,embedded,keyring]'
+	@$(INSTALL) --editable '.[dev,docs,embedded,etcd,keyring]'
 	@touch $@ $(RUN_STAMP)
 
 $(PROVIDER_STAMP): $(PROVIDER)/package.json $(PROVIDER)/package-lock.json
@@ -107,7 +107,7 @@ $(PROMETHEUS): | $(PY)
 
 $(BENCH_STAMP): pyproject.toml constraints.txt | $(PY)
 	@echo "installing into $(VENV), with what the benchmarks compare with"
-	@$(INSTALL) --editable '.[dev,docs,embedded,keyring,bench]'
+	@$(INSTALL) --editable '.[dev,docs,embedded,etcd,keyring,bench]'
 	@touch $@ $(DEV_STAMP) $(RUN_STAMP)
 
 # Of the tree itself only what it depends on: setup.sh builds the tree.

@@ -17,6 +17,7 @@ from cryptography import x509
 import scistream
 from s2cs import runtime
 from s2cs.audit.log import directory_of
+from s2cs.commands.common import opened
 from s2cs.data_server import link, local_config
 from s2cs.identity.authenticator import Methods
 from s2cs.identity.certificates import read_client_ca
@@ -53,6 +54,7 @@ def check(settings: Settings) -> list[Finding]:
     looks: list[Callable[[Settings], Iterator[Finding]]] = [
         _certificate,
         _directory,
+        _store,
         _listeners,
         _ports,
         _proxies,
@@ -116,6 +118,24 @@ def _directory(settings: Settings) -> Iterator[Finding]:
         yield Finding(True, f"state directory {directory} can be used, {megabytes} MiB free")
 
 
+def _store(settings: Settings) -> Iterator[Finding]:
+    """Ask a shared store."""
+    if not settings.store.etcd:
+        return
+    where = ", ".join(map(str, settings.store.etcd))
+    try:
+        with opened(settings) as store:
+            users = len(store.users.all())
+    except ScistreamError as error:
+        yield Finding(False, str(error))
+        return
+    text = f"the shared store at {where} can be used, and has {users} users"
+    yield Finding(True, text if users else f"{text}; add one: s2cs user add NAME --admin", warning=not users)
+    if not settings.store.ca:
+        text = "[store] ca is empty: what is said to etcd is not encrypted, and who reaches it can be any user"
+        yield Finding(True, text, warning=True)
+
+
 def _audit(settings: Settings) -> Iterator[Finding]:
     directory = directory_of(settings)
     if not settings.audit.enabled:
@@ -150,6 +170,8 @@ def _own_ports(settings: Settings) -> Iterator[tuple[str, Endpoint]]:
         yield "WAN port", Endpoint(settings.network.wan, settings.network.wan_port)
     for endpoint in settings.web.listen:
         yield "port of the page", endpoint
+    if isinstance(settings.store.listen, Endpoint):
+        yield "port for other S2CS", settings.store.listen
 
 
 def _listeners(settings: Settings) -> Iterator[Finding]:

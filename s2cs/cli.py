@@ -117,7 +117,8 @@ def serve(file: Path | None, verbose: bool, form: Literal["auto", "text", "json"
     from s2cs.server import serve as run  # noqa: PLC0415
 
     logs.configure(form, verbose)
-    asyncio.run(run(file))
+    if asyncio.run(run(file)):
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - itself, with nothing in memory
 
 
 @cli.command(

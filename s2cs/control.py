@@ -78,14 +78,18 @@ class Control:
         self._telling: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
 
-    def bind(self, credentials: Credentials) -> None:
+    def bind(self, credentials: Credentials, shared: bool = False) -> None:
         """Take the ports; nothing is served yet.
+
+        Args:
+            credentials: what TLS needs.
+            shared: this process serves on these ports already, and soon no more.
 
         Raises:
             Unavailable: a port is taken, or an address is not this host's.
         """
-        for endpoint in (*self._listen, *credentials.client_listen):
-            _see_free(endpoint)
+        for endpoint in () if shared else (*self._listen, *credentials.client_listen):
+            see_free(endpoint)
         self._server = self._made(credentials)
         self._client_listen = credentials.client_listen
         self.connections.watch_also(endpoint.port for endpoint in credentials.client_listen)
@@ -122,7 +126,7 @@ class Control:
             Unavailable: a new port is taken; all stays as it is.
         """
         for endpoint in set(credentials.client_listen) - set(self._client_listen):
-            _see_free(endpoint)
+            see_free(endpoint)
         before, self._server = self._server, self._made(credentials)
         self._client_listen = credentials.client_listen
         self.connections.watch_also(endpoint.port for endpoint in credentials.client_listen)
@@ -144,17 +148,36 @@ class Control:
             ending.cancel()
 
     def _made(self, credentials: Credentials) -> grpc.aio.Server:
-        options = [*_OPTIONS, (_MOST, _most_connections())]
-        server = unknown.server(interceptors=[self._counter, self.door], options=options)
+        server = self.serving()
+        reflection.enable_server_reflection((_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        add_ports(server, credentials, self._listen)
+        return server
+
+    def serving(self, *before: grpc.aio.ServerInterceptor, **bounds: int) -> grpc.aio.Server:
+        """Make a server of the protocol, with no ports; `before` stand before the door, bounds are gRPC's options."""
+        options = dict(server_options()) | {f"grpc.{name}": value for name, value in bounds.items()}
+        server = unknown.server(interceptors=[self._counter, *before, self.door], options=list(options.items()))
         add_ControlServicer_to_server(self.servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        own = [(credentials.key, credentials.certificate)]
-        _add_ports(server, self._listen, grpc.ssl_server_credentials(own))
-        if credentials.client_listen:  # of their own: gRPC for Python has no certificate that a client may leave out
-            asking = grpc.ssl_server_credentials(own, credentials.client_ca, require_client_auth=True)
-            _add_ports(server, credentials.client_listen, asking)
         return server
+
+
+def server_options() -> list[tuple[str, int]]:
+    """Give what bounds a server of the control ports."""
+    return [*_OPTIONS, (_MOST, _most_connections())]
+
+
+def add_ports(server: grpc.aio.Server, credentials: Credentials, listen: Iterable[Endpoint]) -> None:
+    """Let a server have the control ports.
+
+    Raises:
+        Unavailable: a port is taken, or an address is not this host's.
+    """
+    own = [(credentials.key, credentials.certificate)]
+    _add_ports(server, listen, grpc.ssl_server_credentials(own))
+    if credentials.client_listen:  # of their own: gRPC for Python has no certificate that a client may leave out
+        asking = grpc.ssl_server_credentials(own, credentials.client_ca, require_client_auth=True)
+        _add_ports(server, credentials.client_listen, asking)
 
 
 async def _refuses(endpoint: Endpoint) -> bool:
@@ -169,7 +192,7 @@ async def _refuses(endpoint: Endpoint) -> bool:
     return False
 
 
-def _see_free(endpoint: Endpoint) -> None:
+def see_free(endpoint: Endpoint) -> None:
     """See that nobody has a port: gRPC would share it with another gateway, and each caller get one by chance."""
     family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
     try:

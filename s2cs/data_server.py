@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from s2cs import runtime
@@ -19,8 +20,13 @@ from scistream.errors import FailedPrecondition, InvalidArgument
 from scistream.x509 import check_server_certificate
 
 
-def data_server(settings: Settings, store: Store) -> LocalDataServer | Nodes:
+def data_server(settings: Settings, store: Store, term: Callable[[], int] | None = None) -> LocalDataServer | Nodes:
     """Make the data server of a gateway: of this host, and of further nodes where there are any.
+
+    Args:
+        settings: the gateway's.
+        store: says where sessions are.
+        term: of several S2CS that share the store, in which one this leads; it raises when it does not.
 
     Raises:
         FailedPrecondition: a certificate cannot be used.
@@ -36,7 +42,9 @@ def data_server(settings: Settings, store: Store) -> LocalDataServer | Nodes:
     def drained(name: str) -> bool:
         return (name == LOCAL and not settings.s2ds.local) or store.fact(drained_fact(name)) == "yes"
 
-    return Nodes([(link(settings, node), node.rate) for node in settings.s2ds.nodes], local, homes, drained)
+    return Nodes(
+        [(replace(link(settings, node), term=term), node.rate) for node in settings.s2ds.nodes], local, homes, drained
+    )
 
 
 def drained_fact(node: str) -> str:
@@ -68,7 +76,8 @@ def link(settings: Settings, node: NodeEntry) -> Link:
         check_server_certificate(pems[1], pems[2])
     except InvalidArgument as error:
         raise FailedPrecondition(f"[s2ds] certificate {settings.s2ds.certificate} cannot be used: {error}") from None
-    return Link(node.name, node.address, *pems)
+    own, certificate, key = pems
+    return Link(node.name, node.address, own, certificate, key)
 
 
 def local_config(settings: Settings | NodeSettings, directory: Path) -> LocalConfig:

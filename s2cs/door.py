@@ -21,7 +21,7 @@ from s2cs.compat import Old, OldClients
 from s2cs.identity.authenticator import Authenticator
 from scistream.errors import InvalidArgument, PermissionDenied, ScistreamError, Unauthenticated
 from scistream.vocabulary import printable
-from scistream.wire import OWN_WORDS, grpc, status_of
+from scistream.wire import grpc, marks_of, status_of
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ class Door(grpc.aio.ServerInterceptor):
         words = printable(str(error))  # whatever is quoted in it, a line of the log stays one line
         log.info("%s from %s refused: %s: %s", method, context.peer(), error.status, words)
         call.refused(error)
-        await context.abort(status_of(error), words, ((OWN_WORDS, error.status),))
+        await context.abort(status_of(error), words, marks_of(error))
         raise AssertionError("abort raises")
 
 

@@ -6,7 +6,7 @@ Names have their unit at the end, and every label has few values: no uid, user o
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -145,6 +145,23 @@ class Metrics:
             self._ended.labels(after.role, after.state).inc()
 
 
+def following(name: str) -> Callable[[], bytes]:
+    """Give the metrics of an S2CS that passes calls on to another one of its facility: that it does not lead."""
+    registry = CollectorRegistry()
+    registry.register(_FollowerCollector(name))
+    ProcessCollector(registry=registry)
+    return lambda: generate_latest(registry)
+
+
+class _FollowerCollector:
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def collect(self) -> Iterator[Metric]:
+        yield _build(self._name)
+        yield _leader(0)
+
+
 class _GatewayCollector:
     """Read the gateway's present state at each scrape."""
 
@@ -154,11 +171,8 @@ class _GatewayCollector:
     def collect(self) -> Iterator[Metric]:
         gateway, limits = self._gateway, self._gateway.settings.limits
         running = gateway.running
-        yield InfoMetricFamily(
-            "scistream_build",
-            "What serves here.",
-            {"version": scistream.__version__, "gateway": gateway.settings.server.name},
-        )
+        yield _build(gateway.settings.server.name)
+        yield _leader(1)
         yield _sessions(running)
         yield _gauge("scistream_sessions_limit", "Most sessions at a time.", limits.sessions)
         connections = sum(session.request.num_conn for session in running)
@@ -186,6 +200,16 @@ class _GatewayCollector:
         yield available
         if isinstance(gateway.data_server, Nodes):
             yield from _nodes(gateway.data_server.states())
+
+
+def _build(gateway: str) -> Metric:
+    return InfoMetricFamily(
+        "scistream_build", "What serves here.", {"version": scistream.__version__, "gateway": gateway}
+    )
+
+
+def _leader(value: int) -> Metric:
+    return _gauge("scistream_leader", "1 where sessions are decided on: of several S2CS on one store, at one.", value)
 
 
 def _sessions(running: Iterable[Session]) -> Metric:

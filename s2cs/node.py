@@ -19,6 +19,7 @@ from s2cs.s2ds.confinement import keep_keys_in
 from s2cs.s2ds.local import LocalDataServer
 from s2cs.s2ds.remote.s2ds_pb2_grpc import add_DataServerServicer_to_server
 from s2cs.s2ds.remote.service import Guard, Service
+from s2cs.s2ds.remote.terms import Terms
 from scistream.errors import FailedPrecondition, InvalidArgument, Unavailable
 from scistream.wire import CHANNEL_OPTIONS, MAX_METADATA_BYTES, grpc
 from scistream.x509 import check_server_certificate
@@ -73,7 +74,7 @@ async def _running(settings: NodeSettings) -> AsyncIterator[None]:
         ) from None
     server, known = _credentials(settings)
     data_server = LocalDataServer(local_config(settings, runtime.tunnels(settings)))
-    rpc = unknown.server(interceptors=[Guard(known.__contains__)], options=_OPTIONS)
+    rpc = unknown.server(interceptors=[Guard(known.__contains__, Terms(directory / "term"))], options=_OPTIONS)
     add_DataServerServicer_to_server(Service(settings.server.name, data_server), rpc)
     try:
         for endpoint in settings.server.listen:

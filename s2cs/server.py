@@ -36,6 +36,7 @@ from scistream.errors import FailedPrecondition, InvalidArgument, ScistreamError
 from scistream.x509 import check_server_certificate
 
 if TYPE_CHECKING:
+    from s2cs.replicas.replica import Replica
     from s2cs.web.listener import Listener
     from s2cs.web.page import Page
 
@@ -45,8 +46,12 @@ LOCK = "lock"  # in the state directory; holds the process id
 RELOADED = "reloaded"  # the fact that tells how the last reload went
 
 
-async def serve(file: Path | None) -> None:
+async def serve(file: Path | None) -> bool:
     """Serve until SIGTERM or SIGINT, then stop as `on_shutdown` says; SIGHUP reads settings and certificate again.
+
+    Returns:
+        True when this program is to be started anew: it has led a facility's S2CS and does so no longer, or it has
+        other settings now and no sessions of its own.
 
     Raises:
         SettingsError: the settings cannot be used.
@@ -55,30 +60,129 @@ async def serve(file: Path | None) -> None:
     """
     settings = load(file)
     keep_keys_in()
-    stop, reload = asyncio.Event(), asyncio.Event()
+    told = _Told()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, reload.set)
-    async with _running(settings, fingerprint(file)) as running:
-        where = ", ".join(map(str, settings.server.listen))
-        log.info("gateway %s serves on %s", settings.server.name, where)
-        notify.tell("READY=1")
-        telling = asyncio.create_task(notify.keep_telling(lambda: f"serves on {where}; {running.sessions}"))
-        lost = asyncio.create_task(running.control.lost())
-        while not stop.is_set():
-            await _first(lost, stop, reload)
+        loop.add_signal_handler(number, told.stop.set)
+    loop.add_signal_handler(signal.SIGHUP, told.reload.set)
+    with _locked(settings.server.state_dir):
+        if settings.store.etcd:
+            return await _serve_as_one_of_several(settings, file, told)
+        store = SqliteStore(settings.server.state_dir / "s2cs.db")
+        try:
+            async with _running(settings, fingerprint(file), store) as running:
+                await _until_told(running, settings, file, told)
+        finally:
+            store.close()
+    return False
+
+
+class _Told:
+    """What the service manager wants."""
+
+    def __init__(self) -> None:
+        self.stop, self.reload = asyncio.Event(), asyncio.Event()
+
+
+async def _until_told(running: _Running, settings: Settings, file: Path | None, told: _Told) -> None:
+    """Serve, and read the settings again when that is wanted."""
+    where = ", ".join(map(str, settings.server.listen))
+    log.info("gateway %s serves on %s", settings.server.name, where)
+    notify.tell("READY=1")
+    telling = asyncio.create_task(notify.keep_telling(lambda: f"serves on {where}; {running.sessions}"))
+    lost = asyncio.create_task(running.control.lost())
+    try:
+        while not told.stop.is_set():
+            await _first(lost, told.stop, told.reload)
             if lost.done():
                 raise Unavailable(f"control port {where} closed by itself; streams go on, start s2cs again")
-            if reload.is_set():
-                reload.clear()
+            if told.reload.is_set():
+                told.reload.clear()
                 notify.reloading()
                 await running.reload(file)
                 notify.tell("READY=1")
+    finally:
         lost.cancel()
         telling.cancel()
-        log.info("gateway %s stops", settings.server.name)
-        notify.tell("STOPPING=1", f"STATUS=stops; {running.sessions}")
+    log.info("gateway %s stops", settings.server.name)
+    notify.tell("STOPPING=1", f"STATUS=stops; {running.sessions}")
+
+
+async def _serve_as_one_of_several(settings: Settings, file: Path | None, told: _Told) -> bool:
+    """Pass calls on to the S2CS that leads, and be the gateway when that is this one."""
+    from s2cs.replicas.replica import Replica  # noqa: PLC0415 - an extra that few have
+
+    replica = Replica(settings)
+    where = ", ".join(map(str, settings.server.listen))
+    async with replica.following(_credentials(settings)):
+        log.info("gateway %s serves on %s, for the S2CS that leads", settings.server.name, where)
+        notify.tell("READY=1")
+        telling = asyncio.create_task(notify.keep_telling(lambda: f"serves on {where}, for the one that leads"))
+        try:
+            async with _following_monitoring(settings, replica):
+                while not replica.won:
+                    changed = asyncio.create_task(replica.changed())
+                    await _first(changed, told.stop, told.reload)
+                    changed.cancel()
+                    if told.stop.is_set():
+                        return False
+                    if told.reload.is_set() and _may_start_anew(file, replica):
+                        return True
+                    told.reload.clear()
+        finally:
+            telling.cancel()
+        await replica.prepare()
+        async with (
+            _running(settings, fingerprint(file), replica.store, replica) as running,
+            replica.leading(running.control) as look,
+        ):
+            leading = asyncio.create_task(_until_told(running, settings, file, told))
+            try:
+                while not (leading.done() or replica.deposed):
+                    changed = asyncio.create_task(replica.changed())
+                    await asyncio.wait([leading, changed], return_when=asyncio.FIRST_COMPLETED)
+                    changed.cancel()
+                    await look()
+                if leading.done():
+                    await leading
+            finally:
+                leading.cancel()
+        return replica.deposed
+
+
+def _may_start_anew(file: Path | None, replica: Replica) -> bool:
+    """Tell whether the settings as they are now can be used, and whoever asked for it."""
+    fault = ""
+    try:
+        _credentials(settings := load(file))
+        _methods(settings)
+    except ScistreamError as error:
+        fault = str(error)
+        log.error("not reloaded, the old settings stay in force: %s", error)
+    try:
+        outcome = {"at": time.time(), "fault": fault, "restart": [], "forbidden": []}
+        replica.store.note(RELOADED, json.dumps(outcome))
+    except ScistreamError as error:
+        log.error("how the reload went cannot be noted: %s", error)
+    return not fault
+
+
+@asynccontextmanager
+async def _following_monitoring(settings: Settings, replica: Replica) -> AsyncIterator[None]:
+    """Serve metrics and health of one that does not lead, where they are wanted."""
+    if not settings.metrics.listen:
+        yield
+        return
+    from s2cs.web.monitoring import FollowersMonitoring  # noqa: PLC0415 - a fifth of the time to start
+
+    monitoring = FollowersMonitoring(settings, lambda: replica.fault)
+    monitoring.bind()
+    try:
+        await monitoring.start()
+        yield
+        await monitoring.stop()
+    finally:
+        monitoring.close()
 
 
 async def _first(task: asyncio.Task[None], *events: asyncio.Event) -> None:
@@ -101,6 +205,7 @@ class _Running:
         authenticator: Authenticator,
         audit: Audit,
         page: Page | None,
+        shared: bool,
     ) -> None:
         self._store = store
         self._audit = audit
@@ -110,7 +215,7 @@ class _Running:
         self._page = page
         self._authenticator = authenticator
         self._credentials = _credentials(gateway.settings)
-        control.bind(self._credentials)
+        control.bind(self._credentials, shared)
 
     @property
     def sessions(self) -> str:
@@ -156,21 +261,20 @@ class _Running:
 
 
 @asynccontextmanager
-async def _running(settings: Settings, fingerprint: Mapping[str, Any]) -> AsyncIterator[_Running]:
+async def _running(
+    settings: Settings, fingerprint: Mapping[str, Any], store: Store, replica: Replica | None = None
+) -> AsyncIterator[_Running]:
     async with AsyncExitStack() as stack:
-        stack.enter_context(_locked(settings.server.state_dir))
-        store = SqliteStore(settings.server.state_dir / "s2cs.db")
-        stack.callback(store.close)
         stack.callback(runtime.forget, settings)
         audit = Audit.of(settings)
-        data_server = data_server_of(settings, store)
+        data_server = data_server_of(settings, store, replica.term if replica else None)
         gateway = Gateway(settings, store, data_server, audit)
         metrics = Metrics(gateway)
         authenticator = Authenticator(_methods(settings), store, gateway.has_key)
         stack.push_async_callback(authenticator.close)
         control = Control(gateway, authenticator, metrics, audit)
         page = _page(gateway, control, store, stack)
-        running = _Running(store, gateway, data_server, control, authenticator, audit, page)
+        running = _Running(store, gateway, data_server, control, authenticator, audit, page, replica is not None)
         monitoring = _monitoring(gateway, metrics, stack)
         stack.enter_context(_recording(audit, fingerprint))
         await data_server.open()

@@ -194,6 +194,32 @@ class AuditSettings(Table):
     refusals_per_minute: Annotated[int, Field(ge=1, le=10_000)] = 10  # of one address; the others are counted
 
 
+class StoreSettings(Table):
+    """`[store]`: users and sessions in etcd, shared by several S2CS of one facility, instead of in a file of one."""
+
+    etcd: tuple[Listen, ...] = ()  # its nodes; empty: a file in the state directory
+    prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")] = (
+        "scistream"  # of this facility's keys
+    )
+    ca: Literal[""] | Path = ""  # PEM, of etcd's certificates; empty is without TLS
+    certificate: Literal[""] | Path = ""  # with which S2CS proves itself to etcd
+    key: Literal[""] | Path = ""
+    listen: Literal[""] | Listen = ""  # where this facility's other S2CS reach this one
+    ttl: Annotated[int, Field(ge=2, le=60)] = 3  # seconds until another one leads when the one that led is gone
+
+    @model_validator(mode="after")
+    def _whole(self) -> StoreSettings:
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError("certificate and key go together; give both")
+        if self.certificate and not self.ca:
+            raise ValueError("certificate is for TLS, which needs ca; give both")
+        if self.etcd and not self.listen:
+            raise ValueError(
+                "etcd is shared by several S2CS, which reach each other; give listen, an address of the LAN"
+            )
+        return self
+
+
 class Settings(Table):
     """All tables."""
 
@@ -207,6 +233,18 @@ class Settings(Table):
     web: WebSettings = WebSettings()
     audit: AuditSettings = AuditSettings()
     compat: Compat = Compat()
+    store: StoreSettings = StoreSettings()
+
+    @model_validator(mode="after")
+    def _anywhere(self) -> Settings:
+        if self.store.etcd and self.s2ds.local:
+            raise ValueError(
+                "with [store] etcd no session is on the host of an S2CS, since another one may have to go on with it; "
+                "set [s2ds] local = false, and run s2cs s2ds on each gateway node"
+            )
+        if self.store.etcd and self.server.on_shutdown != "keep":
+            raise ValueError('with [store] etcd another S2CS goes on; set [server] on_shutdown = "keep"')
+        return self
 
     @model_validator(mode="after")
     def _suites_for_psk(self) -> Settings:
@@ -231,6 +269,7 @@ FIXED: dict[str, tuple[str, ...]] = {
     "web": ("listen",),
     "s2ds": ("launcher", "engine", "image", "user", "local", "nodes", "certificate", "key"),
     "audit": (),
+    "store": (),
 }
 
 

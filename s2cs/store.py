@@ -62,7 +62,7 @@ MIGRATIONS = (
 
 
 class Store(Protocol):
-    """Keep users, sessions and facts. What a method changed is kept when it returns.
+    """Keep users, sessions and facts. What a method changed is kept when it returns; others see it within a moment.
 
     All methods raise Unavailable when the store cannot be used now, and ResourceExhausted when it is full;
     nothing is changed then.
@@ -170,7 +170,7 @@ class SqliteStore:
     def save(self, session: Session) -> None:
         """Write a session down as it is now."""
         with self._faults():
-            self._db.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?)", (session.id, _dump(session)))
+            self._db.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?)", (session.id, dump_session(session)))
 
     def delete(self, id: str) -> None:
         """Forget a session."""
@@ -181,7 +181,7 @@ class SqliteStore:
         """All sessions, oldest first."""
         with self._faults():
             rows = self._db.execute("SELECT body FROM sessions").fetchall()
-        return sorted((_load(body) for (body,) in rows), key=lambda session: session.created_at)
+        return sorted((load_session(body) for (body,) in rows), key=lambda session: session.created_at)
 
     def revoke(self, id: str, reason: str) -> None:
         """Order the gateway to end a session at once."""
@@ -215,7 +215,8 @@ class SqliteStore:
             self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
 
 
-def _dump(session: Session) -> str:
+def dump_session(session: Session) -> str:
+    """Write a session as text."""
     request, owner = session.request, session.owner
     body: dict[str, Any] = {
         "id": session.id,
@@ -255,7 +256,8 @@ def _dump(session: Session) -> str:
     return json.dumps(body)
 
 
-def _load(text: str) -> Session:
+def load_session(text: str) -> Session:
+    """Read a session that was written as text."""
     body = json.loads(text)
     request, owner = body["request"], body["owner"]
     return Session(

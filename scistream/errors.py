@@ -77,6 +77,10 @@ class Unavailable(ScistreamError):
     exit_status = 4
 
 
+class TryAgain(Unavailable):
+    """Nothing can be done for a moment: the same call is worth another attempt soon."""
+
+
 def _tree(base: type[ScistreamError]) -> dict[str, type[ScistreamError]]:
     return {cls.status: cls for cls in [base, *base.__subclasses__()]}
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import grpc
 import grpc.aio
 
-from scistream.errors import BY_STATUS, ScistreamError
+from scistream.errors import BY_STATUS, ScistreamError, TryAgain
 
 # Import grpc from here: what it needs has been set by then.
 __all__ = [
+    "AGAIN",
     "CHANNEL_OPTIONS",
     "MAX_ANSWER_BYTES",
     "MAX_MESSAGE_BYTES",
@@ -19,11 +20,13 @@ __all__ = [
     "OWN_WORDS",
     "error_from",
     "grpc",
+    "marks_of",
     "status_of",
 ]
 
 # The trailing metadata of an error that a gateway means, with its status: what the network makes up has none.
 OWN_WORDS = "scistream-status"
+AGAIN = "scistream-again"  # beside it: nothing was done, and the same call may well succeed in a moment
 
 MAX_MESSAGE_BYTES = 256 * 1024  # what a gateway takes
 MAX_ANSWER_BYTES = 64 * 2**20  # what a client takes: a list of as many sessions as a gateway may have
@@ -40,6 +43,11 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
 def status_of(error: ScistreamError) -> grpc.StatusCode:
     """Give the gRPC status that an error travels as."""
     return grpc.StatusCode[error.status]
+
+
+def marks_of(error: ScistreamError) -> tuple[tuple[str, str], ...]:
+    """Give the trailing metadata of an error."""
+    return ((OWN_WORDS, error.status), *(((AGAIN, "yes"),) if isinstance(error, TryAgain) else ()))
 
 
 def error_from(status: grpc.StatusCode, details: str) -> ScistreamError:

@@ -52,6 +52,15 @@ def opened(settings: Settings) -> Iterator[Store]:
     """Open the store of a gateway, which may run meanwhile."""
     from s2cs.store import SqliteStore  # noqa: PLC0415
 
+    if settings.store.etcd:
+        from s2cs.replicas.store import EtcdStore  # noqa: PLC0415 - an extra that few have
+
+        shared = EtcdStore(settings.store)
+        try:
+            yield shared
+        finally:
+            shared.close()
+        return
     file = settings.server.state_dir / "s2cs.db"
     if not file.parent.is_dir():
         raise ScistreamError(f"state directory {file.parent} is not there; make a gateway first: s2cs init DIR")

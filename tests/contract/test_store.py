@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -23,6 +24,7 @@ from s2cs.users import SCOPES, Rank, Token, User
 from scistream.errors import AlreadyExists, FailedPrecondition, NotFound, PermissionDenied, ResourceExhausted
 from scistream.machine import Change, Owner, Proof, Request, Session, State, Waits
 from scistream.vocabulary import Endpoint, Rate, Role, Uid
+from tests.support.etcd import WHY_NOT, Cluster, etcd
 
 # A session as the first version wrote it.
 _BODY = {
@@ -58,10 +60,31 @@ _BODY = {
 Opener = Callable[[], Store]
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if WHY_NOT:
+        pytest.skip(WHY_NOT)
+    with etcd(tmp_path_factory.mktemp("etcd")) as running:
+        yield running
+
+
+@pytest.fixture(params=["sqlite", pytest.param("etcd", marks=pytest.mark.engines)])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
     """Open the same store, again and again. Another implementation is another parameter."""
-    return {"sqlite": lambda: SqliteStore(tmp_path / "s2cs.db")}[request.param]
+    if request.param == "sqlite":
+        return lambda: SqliteStore(tmp_path / "s2cs.db")
+    settings = request.getfixturevalue("cluster").settings(prefix=f"scistream/{uuid.uuid4()}")
+    from s2cs.replicas.store import EtcdStore
+
+    return lambda: EtcdStore(settings)
+
+
+def soon(condition: Callable[[], bool]) -> None:
+    """See that something is so within a moment: others' changes have a way to go."""
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -148,7 +171,7 @@ def test_users(opened: Opener, store: Store) -> None:
     assert again.users.by_token(b"x" * 32) is None
     assert (again.users.by_id(bob.id), again.users.by_id("")) == (bob, None)
     again.users.remove("bob")
-    assert store.users.by_token(b"b" * 32) is None
+    soon(lambda: store.users.by_token(b"b" * 32) is None and store.users.by_id(bob.id) is None)
     with pytest.raises(NotFound):
         store.users.remove("bob")
     store.users.add(User.new("bob"), tokens[0])
@@ -187,9 +210,9 @@ def test_tokens(opened: Opener, store: Store) -> None:
     assert again.users.tokens(bob.id) == [replace(first, expires_at=6e9, used_at=100.0), second]
     assert again.users.by_name("bob").used_at == 100.0
     again.users.end_token(first.id)
-    assert store.users.by_token(first.sha256) is None
+    soon(lambda: store.users.by_token(first.sha256) is None)
     again.users.remove("bob")
-    assert store.users.by_token(second.sha256) is None
+    soon(lambda: store.users.by_token(second.sha256) is None)
     again.close()
 
 
@@ -300,10 +323,10 @@ def test_an_order_to_end_a_session_is_seen_by_another_and_forgotten_when_done(op
     gateway.note("mine", "x")
     assert gateway.version() == before  # what oneself changes is no news
     command.revoke("a", "killed by carol")
-    assert gateway.version() != before
+    soon(lambda: gateway.version() != before)
     assert gateway.revocations() == {"a": "killed by carol"}
     gateway.revoked("a")
     gateway.revoked("never-there")
-    assert command.revocations() == {}
+    soon(lambda: command.revocations() == {})
     gateway.close()
     command.close()

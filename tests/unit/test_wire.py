@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from scistream import errors
-from scistream.errors import BY_STATUS, ScistreamError
+from scistream.errors import BY_STATUS, ScistreamError, TryAgain, Unavailable
 from scistream.proto import scistream_pb2 as pb
-from scistream.wire import CHANNEL_OPTIONS, error_from, grpc, status_of
+from scistream.wire import AGAIN, CHANNEL_OPTIONS, error_from, grpc, marks_of, status_of
 from scistream.x509 import DevelopmentCA
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +72,9 @@ def test_an_unknown_status_is_still_one_of_ours() -> None:
 
 def test_every_error_has_a_status_of_its_own_and_an_exit_status() -> None:
     found = [x for x in vars(errors).values() if isinstance(x, type) and issubclass(x, ScistreamError)]
+    found.remove(TryAgain)  # an Unavailable, marked
     assert len({x.status for x in found}) == len(found) == len(BY_STATUS)
+    assert marks_of(TryAgain("x")) == (*marks_of(Unavailable("x")), (AGAIN, "yes"))
     assert all(1 <= x.exit_status <= 6 for x in found)
 
 

@@ -198,7 +198,8 @@ class RemoteDataServer:
                 await asyncio.sleep(_AGAIN_S)
                 continue
             try:
-                return await getattr(self._stub, method)(request, timeout=min(left, attempt_s))
+                timeout, marks = min(left, attempt_s), self._link.marks()
+                return await getattr(self._stub, method)(request, timeout=timeout, metadata=marks)
             except grpc.aio.AioRpcError as error:
                 if OWN_WORDS in dict(error.trailing_metadata() or ()):
                     raise error_from(error.code(), error.details() or "") from None
@@ -260,7 +261,7 @@ class RemoteDataServer:
 
     async def _listen(self) -> str:
         """Take news until there are none any more; why."""
-        watch, compared = self._stub.Watch(pb.WatchRequest()), False
+        watch, compared = self._stub.Watch(pb.WatchRequest(), metadata=self._link.marks()), False
         try:
             while True:
                 async with asyncio.timeout(LOST_S):
@@ -286,7 +287,7 @@ class RemoteDataServer:
 
     async def _compare(self) -> None:
         """Be in touch: tell what has become of the tunnels meanwhile."""
-        message = await self._stub.List(pb.Tunnels(), timeout=_LIST_S)
+        message = await self._stub.List(pb.Tunnels(), timeout=_LIST_S, metadata=self._link.marks())
         found = {status.id: status for status in map(codec.tunnel_from, message.tunnels)}
         self._last = found
         gone = f"node {self.name} was started anew and does not have it"

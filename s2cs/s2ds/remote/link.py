@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from s2cs.s2ds.remote import codec
 from s2cs.s2ds.remote import s2ds_pb2 as pb
 from s2cs.s2ds.remote.s2ds_pb2_grpc import DataServerStub
+from s2cs.s2ds.remote.terms import TERM
 from scistream.errors import Unavailable
 from scistream.vocabulary import Endpoint
 from scistream.wire import CHANNEL_OPTIONS, MAX_ANSWER_BYTES, grpc
@@ -32,6 +34,15 @@ class Link:
     node_certificate: bytes
     certificate: bytes
     key: bytes
+    term: Callable[[], int] | None = field(default=None, compare=False)  # of an S2CS that is one of several
+
+    def marks(self) -> tuple[tuple[str, str], ...]:
+        """Give what goes with each call: in which term this S2CS leads, where it is one of several.
+
+        Raises:
+            TryAgain: it does not lead.
+        """
+        return ((TERM, str(self.term())),) if self.term is not None else ()
 
     def channel(self) -> grpc.aio.Channel:
         """Make a channel that reaches this node and nobody else."""

@@ -15,6 +15,7 @@ from s2cs.s2ds.local import LocalDataServer
 from s2cs.s2ds.remote import codec
 from s2cs.s2ds.remote import s2ds_pb2 as pb
 from s2cs.s2ds.remote.s2ds_pb2_grpc import DataServerServicer
+from s2cs.s2ds.remote.terms import TERM, Terms
 from scistream.errors import AlreadyExists, FailedPrecondition, InvalidArgument, PermissionDenied, ScistreamError
 from scistream.vocabulary import printable
 from scistream.wire import OWN_WORDS, grpc, status_of
@@ -22,6 +23,7 @@ from scistream.wire import OWN_WORDS, grpc, status_of
 log = logging.getLogger(__name__)
 
 SIGN_OF_LIFE_S = 1.0
+_ORDERS = ("ReqListeners", "StartLstn", "UpdateTargets", "REL", "GiveUp")  # what changes something
 _REMEMBERED = 4096  # calls whose answers could still be asked for again
 
 
@@ -148,8 +150,9 @@ class Service(DataServerServicer):
 class Guard(grpc.aio.ServerInterceptor):
     """Let in whose certificate is known here, and turn errors into statuses."""
 
-    def __init__(self, knows: Callable[[bytes], bool]) -> None:
+    def __init__(self, knows: Callable[[bytes], bool], terms: Terms) -> None:
         self._knows = knows
+        self._terms = terms
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
         """Wrap a method's handler; of one that does not exist there is none."""
@@ -165,7 +168,7 @@ class Guard(grpc.aio.ServerInterceptor):
     def _unary(self, inner: Any, decode: Any, method: str) -> Any:
         async def guarded(request: bytes, context: Any) -> Any:
             try:
-                self._admit(context)
+                self._admit(context, method)
                 return await inner(_read(decode, request), context)
             except Exception as error:
                 await _refuse(error, context, method)
@@ -175,7 +178,7 @@ class Guard(grpc.aio.ServerInterceptor):
     def _stream(self, inner: Any, decode: Any, method: str) -> Any:
         async def guarded(request: bytes, context: Any) -> AsyncIterator[Any]:
             try:
-                self._admit(context)
+                self._admit(context, method)
                 async for item in inner(_read(decode, request), context):
                     yield item
             except Exception as error:
@@ -183,11 +186,15 @@ class Guard(grpc.aio.ServerInterceptor):
 
         return guarded
 
-    def _admit(self, context: Any) -> None:
+    def _admit(self, context: Any, method: str) -> None:
         """TLS has let nobody else in already; this holds whatever a certificate may have issued."""
         pems = list(context.auth_context().get("x509_pem_cert", ()))
         if len(pems) != 1 or not self._knows(pems[0]):
             raise PermissionDenied("this certificate is not that of a gateway that this node serves")
+        term = next((value for key, value in context.invocation_metadata() or () if key == TERM), "0")
+        if not term.isdecimal():
+            raise InvalidArgument(f"term {term} is not a number; compare the versions of S2CS and this node")
+        self._terms.take(int(term), method.rpartition("/")[2] in _ORDERS)
 
 
 def _read(decode: Any, request: bytes) -> Any:

@@ -1,0 +1,289 @@
+"""Two S2CS of one facility on a three-node etcd, and three gateway nodes: each a host of its own, a network namespace.
+
+The outer test makes the hosts and runs the inner ones at the host of the user and of the applications.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from scistream.proto import scistream_pb2 as pb
+from scistream.vocabulary import Endpoint
+from tests.support.etcd import WHY_NOT, Cluster, EtcdNode, running
+from tests.support.gateways import Client, GatewayProcess, gateway
+from tests.support.nodes import NodeProcess, made
+from tests.support.ports import ports
+from tests.support.sessions import Opened, echo, exchange, open_pair
+from tests.support.tunnels import processes_in
+
+_INSIDE = "SCISTREAM_TEST_REPLICAS"
+NET = "10.78.0."
+HOSTS = {
+    name: f"{NET}{number}"
+    for number, name in enumerate(["s1", "s2", "n1", "n2", "n3", "e1", "e2", "e3", "other", "app"], 5)
+}
+DATA = os.urandom(2_000_000)
+S2CS = [sys.executable, "-m", "s2cs"]
+PREFIX = "aps"
+
+_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes network namespaces")
+_ETCD = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "-")
+outside = pytest.mark.skipif(_INSIDE in os.environ, reason="this is the inside")
+inside = pytest.mark.skipif(_INSIDE not in os.environ, reason="is run by test_at_hosts_of_their_own, at another host")
+pytestmark = [_ROOT, _ETCD]
+
+
+def ip(*words: str) -> str:
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def hosts() -> Iterator[str]:
+    """Make the hosts and a switch; what their names begin with."""
+    prefix = f"etcd{os.getpid()}"
+    try:
+        ip("netns", "add", f"{prefix}-switch")
+        ip("-n", f"{prefix}-switch", "link", "add", "bridge", "type", "bridge")
+        ip("-n", f"{prefix}-switch", "link", "set", "bridge", "up")
+        for name, address in HOSTS.items():
+            host = f"{prefix}-{name}"
+            ip("netns", "add", host)
+            peer = ("peer", "name", name, "netns", f"{prefix}-switch")
+            ip("-n", host, "link", "add", "lan0", "type", "veth", *peer)
+            ip("-n", f"{prefix}-switch", "link", "set", name, "master", "bridge", "up")
+            ip("-n", host, "address", "add", f"{address}/24", "dev", "lan0")
+            for link in ("lo", "lan0"):
+                ip("-n", host, "link", "set", link, "up")
+        yield prefix
+    finally:
+        for name in (*HOSTS, "switch"):
+            subprocess.run(["ip", "netns", "delete", f"{prefix}-{name}"], check=False, capture_output=True)
+
+
+@outside
+def test_at_hosts_of_their_own(hosts: str, tmp_path: Path) -> None:
+    """Be the host of the applications and of the user."""
+    words = ["-m", "pytest", "-q", "-rP", "--timeout", "500", "-p", "no:cacheprovider", "--basetemp"]
+    command = ["ip", "netns", "exec", f"{hosts}-app", sys.executable, *words, str(tmp_path / "in"), __file__]
+    run = subprocess.run(command, env=os.environ | {_INSIDE: hosts}, capture_output=True, text=True, check=False)
+    print(*(line for line in run.stdout.splitlines() if line.startswith("seen: ")), sep="\n")
+    assert run.returncode == 0, run.stdout
+
+
+def at(name: str) -> tuple[str, ...]:
+    return ("ip", "netns", "exec", f"{os.environ[_INSIDE]}-{name}")
+
+
+@dataclass
+class Site:
+    """A facility with two S2CS, and another one."""
+
+    cluster: Cluster
+    replicas: dict[str, GatewayProcess]
+    nodes: dict[str, NodeProcess]
+    clients: dict[str, Client]
+    consumer: Client
+
+    def leader(self) -> str:
+        """Name the S2CS that leads."""
+        deadline = time.monotonic() + 30
+        while True:
+            for name in self.replicas:
+                try:
+                    text = httpx.get(f"http://{HOSTS[name]}:5001/metrics", timeout=2).text
+                except httpx.HTTPError:
+                    continue
+                if "scistream_leader 1.0" in text:
+                    return name
+            assert time.monotonic() < deadline, "nobody leads"
+            time.sleep(0.1)
+
+    def other(self, name: str) -> str:
+        """Name the one that is not this one."""
+        return next(each for each in self.replicas if each != name)
+
+    def info(self, name: str, uid: str) -> Any:
+        """What an S2CS says of a session."""
+        (found,) = self.clients[name].list(pb.ListRequest(uid=uid)).sessions  # type: ignore[operator]
+        return found
+
+    def becomes(self, name: str, uid: str, condition: Callable[[Any], bool]) -> Any:
+        """Wait until a session is so."""
+        deadline = time.monotonic() + 40
+        while not condition(found := self.info(name, uid)):
+            assert time.monotonic() < deadline, found
+            time.sleep(0.1)
+        return found
+
+    def kept(self) -> list[str]:
+        """The keys in etcd that a session could leave behind."""
+        command = ["etcdctl", "--endpoints", ",".join(map(str, self.cluster.endpoints)), "get", "--prefix"]
+        run = subprocess.run(
+            [*command, "--keys-only", f"{PREFIX}/"], capture_output=True, text=True, check=True, env=os.environ | API
+        )
+        return sorted(line for line in run.stdout.split() if "/facts/" not in line)
+
+    def held(self) -> dict[str, list[str]]:
+        """What gateway nodes have of sessions: processes, files, listening ports."""
+        found = {}
+        for name, node in self.nodes.items():
+            files = [str(path) for path in node.tunnels.rglob("*") if path.name != "lock"]
+            listens = subprocess.run([*at(name), "ss", "-Hltn"], check=True, capture_output=True, text=True).stdout
+            ports = [line.split()[3] for line in listens.splitlines()]
+            found[name] = [*map(str, processes_in(node.tunnels)), *files, *ports]
+        return found
+
+
+API = {"ETCDCTL_API": "3"}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with ExitStack() as stack:
+        home = tmp_path_factory.mktemp("site")
+        members = [
+            EtcdNode(name, Endpoint(HOSTS[name], 2379), Endpoint(HOSTS[name], 2380), home / "etcd", at(name))
+            for name in ("e1", "e2", "e3")
+        ]
+        cluster = stack.enter_context(running(members))
+        other = stack.enter_context(_gateway(home, "other"))
+        first = stack.enter_context(_gateway(home, "s1"))
+        first.stop()
+        nodes = {}
+        for name in ("n1", "n2", "n3"):
+            range_ = stack.enter_context(ports(20))
+            nodes[name] = made(first.config, name, Endpoint(HOSTS[name], range_.last + 1), range_, home / name)
+            nodes[name].wrapper = at(name)
+            stack.callback(nodes[name].clear)
+            nodes[name].start()
+        replicas = {"s1": first, "s2": _second(home, first)}
+        stack.callback(replicas["s2"].clear)
+        for name, replica in replicas.items():
+            _share(replica, name, cluster)
+        _add_admin(replicas)
+        for replica in replicas.values():
+            replica.start()
+            stack.callback(_end, replica)
+        clients = {name: stack.enter_context(replica.client()) for name, replica in replicas.items()}
+        yield Site(cluster, replicas, nodes, clients, stack.enter_context(other.client()))
+
+
+@contextmanager
+def _gateway(home: Path, name: str) -> Iterator[GatewayProcess]:
+    hosts = [word for host in ("s1", "s2", "other") for word in ("--host", HOSTS[host])]
+    with gateway(
+        home / name,
+        "--lan",
+        HOSTS[name],
+        "--wan",
+        HOSTS[name],
+        *hosts,
+        wrapper=at(name),
+        SCISTREAM_SERVER__RUNTIME_DIR="auto",
+    ) as made_:
+        yield made_
+
+
+def _second(home: Path, first: GatewayProcess) -> GatewayProcess:
+    """Copy the first S2CS's settings and certificates to a second one."""
+    directory = home / "s2"
+    directory.mkdir()
+    shutil.copytree(first.directory / "certs", directory / "certs")
+    (directory / "s2cs.toml").write_text(first.config.read_text().replace(HOSTS["s1"], HOSTS["s2"]))
+    address = first.address.replace(HOSTS["s1"], HOSTS["s2"])
+    return GatewayProcess(directory, address, first.first_port, first.ports, dict(first.environ), list(at("s2")))
+
+
+def _share(replica: GatewayProcess, name: str, cluster: Cluster) -> None:
+    text = replica.config.read_text().replace("[s2ds]", "[s2ds]\nlocal = false", 1)
+    text += f"\n[store]\netcd = {[str(each) for each in cluster.endpoints]}\nprefix = '{PREFIX}'\n"
+    replica.config.write_text(text + f"listen = '{HOSTS[name]}:5002'\n")
+    replica.environ["SCISTREAM_SERVER__ON_SHUTDOWN"] = "keep"
+    replica.environ["SCISTREAM_METRICS__LISTEN"] = f"['{HOSTS[name]}:5001']"
+
+
+def _add_admin(replicas: dict[str, GatewayProcess]) -> None:
+    """Add an admin at one host, and look at it from the other."""
+    token = replicas["s1"].directory / "token"
+    token.unlink()
+    words = ["user", "add", "admin", "--admin", "--token-file", str(token)]
+    for name, command in (("s1", words), ("s2", ["user", "list"]), ("s2", ["check"])):
+        config = str(replicas[name].config)
+        run = subprocess.run(
+            [*at(name), *S2CS, *command, "--config", config],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | replicas[name].environ,
+        )
+        assert run.returncode == 0, run.stdout + run.stderr
+    assert "can be used, and has 1 users" in run.stdout
+    (replicas["s2"].directory / "token").write_text(token.read_text())
+
+
+def _end(replica: GatewayProcess) -> None:
+    if replica.process.poll() is None:
+        replica.process.send_signal(signal.SIGCONT)
+    replica.stop(signal.SIGKILL)
+
+
+def say(stream: Any, word: bytes) -> None:
+    stream.sendall(word)
+    assert stream.recv(len(word)) == word
+
+
+@inside
+def test_either_answers_and_one_dies(site: Site) -> None:
+    kept, held = site.kept(), site.held()
+    with echo(HOSTS["app"]) as application:
+        targets = [str(application.endpoint)]
+        sessions = [open_pair(site.clients[name], site.consumer, targets) for name in ("s1", "s2", "s1")]
+        assert {site.info("s2", each.uid).node for each in sessions} == set(site.nodes)
+        leader = site.leader()
+        other = site.other(leader)
+        with sessions[0].connect() as stream, sessions[1].connect() as second:
+            say(stream, b"before")
+            site.replicas[leader].stop(signal.SIGKILL)
+            begin = time.monotonic()
+            say(stream, b"nobody leads")
+            assert {site.info(other, each.uid).state for each in sessions} == {"ACTIVE"}
+            print(f"seen: S2CS killed: the other one answers after {time.monotonic() - begin:.1f} s")
+            assert site.leader() == other
+            exchange(stream, DATA)
+            more = open_pair(site.clients[other], site.consumer, targets)
+            site.replicas[leader].start()
+            say(second, b"with both")
+            assert site.info(leader, more.uid).state == "ACTIVE"
+            exchange(second, DATA)
+        os.kill(processes_in(site.nodes[site.info(other, more.uid).node].tunnels)[0], signal.SIGKILL)
+        for each in (*sessions, more):
+            each.producer = site.clients[leader]
+        site.becomes(leader, more.uid, lambda found: found.state == "ACTIVE")
+        with more.connect() as stream:
+            exchange(stream, DATA)
+        release(site, *sessions, more)
+    assert without_sessions(site.kept()) == without_sessions(kept)
+    assert site.held() == held
+
+
+def release(site: Site, *sessions: Opened) -> None:
+    for session in sessions:
+        session.release()
+
+
+def without_sessions(keys: list[str]) -> list[str]:
+    """Leave out the sessions that have ended, which are known for an hour: what they left would be beside them."""
+    return [key for key in keys if not key.startswith(f"{PREFIX}/sessions/")]
