@@ -1,10 +1,15 @@
-"""A container engine of the tests' own, with our image; gone with all it had when the tests have ended."""
+"""A container engine of the tests' own, with our image; gone with all it had when the tests have ended.
+
+What engines keep outside of their own directory is listed at the end, and is a fault: processes, mounts, control groups
+and the sockets of containerd's shims.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -15,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from s2cs.s2ds import procfs
 from s2cs.s2ds.config import Containers
 from s2cs.s2ds.engine import Engine, NoSuch
 from scistream.errors import ScistreamError
@@ -27,7 +33,10 @@ _PODMAN = """[containers]
 default_ulimits=["nofile=20000:20000","nproc=32768:32768"]
 [engine]
 runtime="runc"
+lock_type="file"
 """
+_GROUPS = Path("/sys/fs/cgroup")
+_END_S = 15.0  # how long what an engine has ended may take to be gone
 
 
 class Daemon:
@@ -39,6 +48,7 @@ class Daemon:
         self.socket = directory / "sock"
         self.engine = Engine(self.socket)
         self._process: subprocess.Popen[bytes] | None = None
+        self._shims: set[Path] = set()  # sockets of containerd's, in a directory that all engines share
 
     @property
     def containers(self) -> Containers:
@@ -47,44 +57,108 @@ class Daemon:
 
     def start(self, *options: str) -> None:
         """Start it, and wait until it answers; options are Docker's."""
-        root, run = self.directory / "root", self.directory / "exec"
         environment = dict(os.environ)
         if self.program == "dockerd":
-            where = (
-                "--data-root",
-                root,
-                "--exec-root",
-                run,
-                "-p",
-                self.directory / "pid",
-                "-H",
-                f"unix://{self.socket}",
-            )
-            command = ["dockerd", *map(str, where), *_LEAST, *options]
+            command = ["dockerd", "--data-root", self._root, "--exec-root", self.directory / "exec"]
+            command += ["-p", self.directory / "pid", "-H", f"unix://{self.socket}", *_LEAST]
+            command += ["--cgroup-parent", f"/{self.directory.name}", *options]
         else:
             settings = self.directory / "containers.conf"
             settings.write_text(_PODMAN)
             environment["CONTAINERS_CONF"] = str(settings)
-            where = ("--root", root, "--runroot", run, "system", "service", "-t", "0", f"unix://{self.socket}")
-            command = ["podman", *map(str, where)]
+            command = ["podman", "--root", self._root, "--runroot", self.directory / "exec"]
+            command += ["--tmpdir", self.directory / "tmp", "system", "service", "-t", "0", f"unix://{self.socket}"]
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
             try:
                 self.engine.ask("GET", "info")
                 return
             except ScistreamError as error:
                 if self._process.poll() is not None or time.monotonic() > deadline:
-                    pytest.skip(f"{self.program} does not run here: {error}")
+                    raise RuntimeError(f"{error}: {(self.directory / 'log').read_text()[-1000:]}") from None
                 time.sleep(0.05)
 
-    def stop(self) -> None:
-        """Stop it, as its service would be."""
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Stop it as its service would be, or kill it."""
+        self._meet_shims()
         if self._process is not None:
-            self._process.terminate()
+            self._process.send_signal(number)
             self._process.wait(30)
             self._process = None
+        if number is signal.SIGKILL:
+            # Its containerd dies with it. Where nobody reaps that, the next daemon takes it for alive by its number.
+            (self.directory / "exec/containerd/containerd.pid").unlink(missing_ok=True)
+
+    def close(self) -> list[str]:
+        """End it with all that it has, and tell what it or its containers had left."""
+        left: list[str] = []
+        self._meet_shims()
+        if self._process is None or self._process.poll() is not None:
+            self.start()
+        for container in self.engine.ask("GET", "containers/json", all="1"):
+            left.append(f"container {container['Names'][0]}")
+            self.engine.ask("DELETE", f"containers/{container['Id']}", force="1", v="1")
+        self.stop()
+        deadline = time.monotonic() + _END_S
+        while (outside := self.outside()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return left + outside
+
+    def outside(self) -> list[str]:
+        """What there is of it outside of its directory, while it does not run."""
+        # What an engine makes once for all containers, and leaves.
+        own = {str(self._root), str(self._root / "overlay"), str(self.directory / "exec/netns/default")}
+        return [
+            *(f"process {pid}: {command}" for pid, command in self._processes().items()),
+            *(f"mount {place}" for place in self._mounts() if place not in own),
+            *(f"control group {path}" for path in self._groups() if path.name != "conmon"),
+            *(f"socket {path}" for path in self._shims if path.exists()),
+        ]
+
+    def clear(self) -> None:
+        """Take away what is left of it."""
+        for pid in self._processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for place in reversed(self._mounts()):
+            subprocess.run(["umount", "--lazy", place], check=False)
+        for path in reversed(self._groups()):
+            with suppress(OSError):
+                path.rmdir()
+        for path in (*self._shims, *_GROUPS.glob(f"*/{self.directory.name}")):
+            with suppress(OSError):
+                path.rmdir() if path.is_dir() else path.unlink()
+        shutil.rmtree(self.directory)
+
+    def _meet_shims(self) -> None:
+        for path in self.directory.glob("exec/containerd/**/address"):
+            self._shims.add(Path(path.read_text().removeprefix("unix://")))
+
+    @property
+    def _root(self) -> Path:
+        return self.directory / "root"
+
+    def _processes(self) -> dict[int, str]:
+        """Processes that name its directory or have their root in it, but for those that wait to be reaped."""
+        found = {}
+        for place in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError, ValueError):
+                command = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                root = next((line for line in (place / "mountinfo").open() if line.split()[4] == "/"), "")
+                if f"{self.directory}/" in command + root and procfs.alive(int(place.name)):
+                    found[int(place.name)] = command
+        return found
+
+    def _mounts(self) -> list[str]:
+        places = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        return [place for place in places if place.startswith(f"{self.directory}/")]
+
+    def _groups(self) -> list[Path]:
+        """Control groups of its containers: all in one that has its name, or in one that all of Podman's share."""
+        parent = self.directory.name if self.program == "dockerd" else "libpod_parent"
+        return sorted(path for top in _GROUPS.glob(f"*/{parent}") for path in top.rglob("*") if path.is_dir())
 
     def docker(self, *command: str) -> str:
         """Run Docker's command line on it."""
@@ -121,22 +195,17 @@ def daemon(program: str) -> Iterator[Daemon]:
         pytest.skip(f"there is no {program} here")
     if os.geteuid():
         pytest.skip(f"only root starts {program}")
-    directory = Path(tempfile.mkdtemp(prefix="sci-engine-"))  # a socket's path is short
-    made = Daemon(directory, program)
+    made = Daemon(Path(tempfile.mkdtemp(prefix="sci-engine-")), program)  # a socket's path is short
     try:
-        made.start()
+        try:
+            made.start()
+        except RuntimeError as error:
+            pytest.skip(f"{program} does not run here: {error}")
         yield made
+        left = made.close()
     finally:
-        made.stop()
-        _unmount(directory)
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _unmount(directory: Path) -> None:
-    for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
-        place = line.split()[1]
-        if place.startswith(f"{directory}/"):
-            subprocess.run(["umount", "--lazy", place], check=False)
+        made.clear()
+    assert not left, f"{program} and its containers left something behind: {left}"
 
 
 def load(daemon: Daemon) -> None:
