@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from s2cs.settings import Settings
 from s2cs.tables import Table
 from scistream.errors import ScistreamError
-from scistream.vocabulary import shown
+from scistream.vocabulary import meant, shown
 
 Kind = TypeVar("Kind", bound=Table)
 
@@ -115,6 +115,7 @@ def _sentence(fault: Any, kind: type[Table]) -> str:
     place, table, keys = _place(parts, kind)
     if fault["type"] == "extra_forbidden":
         what = f"{place} {keys[0]}: unknown key" if place else f"[{keys[0]}]: unknown table"
+        what += meant(str(keys[0]), table.model_fields)
         return f"{what}; accepted are {', '.join(table.model_fields)}"
     message = fault["msg"].removeprefix("Value error, ")
     found = "" if isinstance(fault["input"], dict) else f"found {shown(fault['input'])}; "

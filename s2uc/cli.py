@@ -14,7 +14,7 @@ import scistream
 from s2uc.commands.common import Group, Settings, Stopped, remark
 from scistream.errors import ScistreamError
 from scistream.streams import open_streams, settle
-from scistream.vocabulary import printable
+from scistream.vocabulary import meant, printable, shown
 
 INTERRUPTED = 130
 
@@ -49,6 +49,14 @@ class LazyGroup(Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Name them in the table's order."""
         return list(_COMMANDS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the one that was called, or say which may have been meant."""
+        if not ctx.resilient_parsing and args[0] not in _COMMANDS and (hint := meant(args[0], _COMMANDS)):
+            ctx.fail(f"No such command {shown(args[0])}{hint}")
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Load one."""

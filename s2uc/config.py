@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from s2uc.files import private_directory, read_secret_json, remove, write_secret
 from scistream.errors import FailedPrecondition, InvalidArgument, NotFound
-from scistream.vocabulary import Endpoint, Role, Uid, shown
+from scistream.vocabulary import Endpoint, Role, Uid, meant, shown
 
 if TYPE_CHECKING:  # commands that speak with no gateway do not pay for gRPC
     from s2uc.gateway import Gateway
@@ -109,9 +109,11 @@ class UserConfig:
     def _gateway_path(self, name: str) -> Path:
         path = self._path("gateways", name) if _NAME.fullmatch(name) else None
         if path is None or not path.exists():
-            known = ", ".join(path.stem for path in self._files("gateways")) or "none yet"
+            names = [path.stem for path in self._files("gateways")]
+            known = ", ".join(names) or "none yet"
             raise InvalidArgument(
-                f"gateway {shown(name)} is not known (known: {known}); run: s2uc gateway add NAME HOST:PORT"
+                f"gateway {shown(name)} is not known{meant(name, names)} (known: {known}); "
+                "run: s2uc gateway add NAME HOST:PORT"
             )
         return path
 

@@ -26,6 +26,14 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else text[:56] + "..." + text[-1]
 
 
+def meant(word: str, known: Iterable[str]) -> str:
+    """Ask, in the middle of a message, whether a word that is not known was meant to be one that is; else empty."""
+    from difflib import get_close_matches  # noqa: PLC0415 - for faults only
+
+    found = get_close_matches(word[:60], list(known), 1)
+    return f", did you mean '{found[0]}'?" if found else ""
+
+
 def printable(text: str) -> str:
     """Give a foreign text with all that a terminal would act on escaped."""
     if text.isprintable():

@@ -73,12 +73,14 @@ class _Told:
         """Show what there is and what comes, until the session has ended wherever it is known."""
         from s2uc.life import unknown  # noqa: PLC0415
 
-        known = await asyncio.gather(*map(self._follow_at, asked))
-        if not any(known):
-            raise unknown(self._uid, asked)
-        return None
+        answers = await asyncio.gather(*map(self._follow_at, asked))
+        failed = next((answer for answer in answers if isinstance(answer, ScistreamError)), None)
+        if True not in answers:
+            raise failed or unknown(self._uid, asked)
+        return failed
 
-    async def _follow_at(self, gateway: Gateway) -> bool:
+    async def _follow_at(self, gateway: Gateway) -> bool | ScistreamError:
+        """Tell whether the session was known there, or why that is not known."""
         from s2uc.gateway import GatewayClient  # noqa: PLC0415
         from scistream.machine import State  # noqa: PLC0415
 
@@ -90,8 +92,11 @@ class _Told:
                     log = await client.logs(self._uid, 0 if known else self._lines or 1)
                 except NotFound:
                     return known
-                except (Unavailable, DeadlineExceeded) as error:
+                except ScistreamError as error:
                     if not known:
+                        remark(f"s2uc: {error}")
+                        return error
+                    if not isinstance(error, Unavailable | DeadlineExceeded):
                         raise
                     if not away:
                         remark(f"s2uc: {error}; trying again")

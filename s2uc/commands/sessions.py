@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from scistream.proto.scistream_pb2 import SessionInfo
 
 
+_NARROW = 120  # columns of text, in which not even what matters most fits beside a long uid
+_LONG_UID = 14
+
+
 def gateways_of(settings: Settings, uid: Uid) -> list[Gateway]:
     """Give the gateways of a session that was asked for from here; of another, all that are known."""
     record = settings.config.find_session(uid)
@@ -31,12 +35,21 @@ def gateways_of(settings: Settings, uid: Uid) -> list[Gateway]:
 
 
 def tabulated(found: Sequence[tuple[str, SessionInfo]], room: int) -> list[str]:
-    """Give sessions at gateways as a table, the oldest first, with the reason below each that has one."""
-    found = sorted(found, key=lambda one: (one[1].created_at.seconds, one[1].uid, one[1].role != Role.PROD))
-    lines = table(COLUMNS, [row(gateway, info) for gateway, info in found], room)
-    told = lines[:1]
-    for line, (_, info) in zip(lines[1:], found, strict=True):
-        told.append(painted(line, info.state))
+    """Give sessions at gateways as a table, the oldest first, with the reason below each that has one.
+
+    Where it is narrow, long uids would cost the columns that one looks for: each is a line above its session then.
+    """
+    began = {info.uid: info.created_at.seconds for _, info in found}
+    found = sorted(found, key=lambda one: (began[one[1].uid], one[1].uid, one[1].role != Role.PROD))
+    above = 0 < room < _NARROW and max(map(len, began)) > _LONG_UID
+    cells = [row(gateway, info) for gateway, info in found]
+    first, indent = (1, "  ") if above else (0, "")
+    lines = table(COLUMNS[first:], [cell[first:] for cell in cells], room and room - len(indent))
+    told = [indent + lines[0]]
+    for i, (_, info) in enumerate(found):
+        if above and (not i or found[i - 1][1].uid != info.uid):
+            told.append(info.uid)
+        told.append(painted(indent + lines[i + 1], info.state))
         if reason := why(info):
             told += fitted(reason, room, "    ")
     return told

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from s2uc.commands.common import UID, Command, Settings, chosen, pass_settings, perform, put, remark
+from s2uc.commands.common import DURATION, UID, Command, Settings, chosen, pass_settings, perform, put, remark
 from s2uc.commands.completion import uids
-from s2uc.commands.looks import Column, clock, fitted, painted, sparkline, table, width
+from s2uc.commands.looks import Column, clock, fitted, painted, size, sparkline, table, width
 from s2uc.commands.screen import redrawable, screen
 from s2uc.commands.sessions import gateways_of, tabulated
 from s2uc.commands.views import COLUMNS, SIDES, content, row, why
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _PERIOD_S = 1.0
 _ANSWER_S = 5.0  # how long a look may take before the gateway counts as away
 _SAMPLES = 24
+_OPEN = ("ACTIVE", "RECOVERING")
 _UID_WIDTH = 14
 _TABLE = (*COLUMNS, Column("RATE LATELY", 82))
 _SHORT = tuple(replace(column, worth=1) if column.title in ("SINCE", "UNTIL") else column for column in _TABLE)
@@ -42,18 +43,22 @@ _SHORT = tuple(replace(column, worth=1) if column.title in ("SINCE", "UNTIL") el
 @click.command("watch", cls=Command, example="s2uc watch\ns2uc watch 2f1c... 77ab... --json")
 @click.argument("uid", type=UID, nargs=-1, shell_complete=uids)
 @click.option("--lines", is_flag=True, help="A line for each event, on a terminal, too.")
+@click.option(
+    "--every", type=DURATION, default=10, show_default="10s", help="Of lines, one about the traffic so often."
+)
 @pass_settings
-def watch_command(settings: Settings, uid: tuple[Uid, ...], lines: bool) -> None:
+def watch_command(settings: Settings, uid: tuple[Uid, ...], lines: bool, every: int) -> None:
     """Follow sessions, or all of yours that there are now, until they have ended.
 
-    On a terminal a table with the rates of the last seconds, drawn again each second; otherwise a line for each event;
-    with --json, an object a line. A gateway may be restarted meanwhile. Exit status 1 when a session FAILED.
+    On a terminal a table with the rates of the last seconds, drawn again each second; otherwise a line for each event,
+    and about the traffic now and then; with --json, an object for each event. A gateway may be restarted meanwhile.
+    Exit status 1 when a session FAILED.
     """
     asked = {one: gateways_of(settings, one) for one in uid}
     gateways = {g.name: g for found in asked.values() for g in found} if uid else {}
     known = list(gateways.values()) or [gateway.live() for gateway in chosen(settings, ())]
     if settings.json or lines or not redrawable():
-        states = perform(_follow_all(settings, known, frozenset(uid)))
+        states = perform(_follow_all(settings, known, frozenset(uid), 0 if settings.json else every))
     else:
         watched = _Watched(known, frozenset(uid), settings.call_timeout())
         try:
@@ -201,8 +206,10 @@ async def _listed(client: GatewayClient, wanted: Collection[Uid]) -> list[Sessio
     return [info for found in await asyncio.gather(*map(ask, wanted)) for info in found]
 
 
-async def _follow_all(settings: Settings, gateways: Sequence[Gateway], wanted: Collection[Uid]) -> list[str]:
-    """Follow the events at all gateways at once, a line for each; gives the last states."""
+async def _follow_all(
+    settings: Settings, gateways: Sequence[Gateway], wanted: Collection[Uid], every_s: int
+) -> list[str]:
+    """Follow the events at all gateways at once, a line for each, and tell of traffic; gives the last states."""
     from s2uc.gateway import GatewayClient  # noqa: PLC0415
     from s2uc.life import together, unknown  # noqa: PLC0415
     from scistream.machine import State  # noqa: PLC0415
@@ -230,12 +237,38 @@ async def _follow_all(settings: Settings, gateways: Sequence[Gateway], wanted: C
         async with GatewayClient(gateway, settings.call_timeout()) as client:
             infos = await _listed(client, wanted)
             uids = [info.uid for info in infos if wanted or not State(info.state).ended]
-            return list(zip(uids, await together(*(follow(client, one) for one in uids)), strict=True))
+            following = asyncio.ensure_future(together(*(follow(client, one) for one in uids)))
+            try:
+                while not (await asyncio.wait({following}, timeout=every_s or None))[0]:
+                    await _tell_traffic(client, uids)
+                return list(zip(uids, following.result(), strict=True))
+            finally:
+                following.cancel()
+                await asyncio.wait({following})
 
     seen = [one for found in await together(*map(follow_gateway, gateways)) for one in found]
     if missing := sorted(set(wanted) - {uid for uid, _ in seen}):
         raise unknown(missing[0], gateways)
     return [state for _, state in seen]
+
+
+async def _tell_traffic(client: GatewayClient, uids: Collection[str]) -> None:
+    """Print a line for each session that is open, with what one `list` says of it."""
+    try:
+        infos = await client.list()
+    except ScistreamError:
+        return  # who follows the events says so
+    for info in infos:
+        if info.uid in uids and info.state in _OPEN and info.HasField("traffic"):
+            traffic = info.traffic
+            told = f"{traffic.connections_open} open, {size(traffic.bytes_per_s)}/s"
+            moved = ((traffic.bytes_from_producer, "producer"), (traffic.bytes_from_consumer, "consumer"))
+            told += "".join(f", {size(count)} from the {side}" for count, side in moved)
+            _line(datetime.now(UTC), client.gateway.name, info, told)
+
+
+def _line(at: datetime, gateway: str, info: SessionInfo, news: str) -> None:
+    put(f"{at:%H:%M:%S.%f}  {info.uid}  {gateway:<12}  {SIDES[info.role]}  {info.state:<10}  {news}".rstrip())
 
 
 def _show(settings: Settings, gateway: str, event: Any) -> None:
@@ -249,4 +282,4 @@ def _show(settings: Settings, gateway: str, event: Any) -> None:
         put(json.dumps({"event": kind, "at": at.isoformat(), "message": event.message, "session": told}))
         return
     news = event.message or (", ".join(info.prod_listeners) if kind == "PROD_LISTENERS" else info.reason)
-    put(f"{at:%H:%M:%S.%f}  {info.uid}  {gateway:<12}  {SIDES[info.role]}  {info.state:<10}  {news}".rstrip())
+    _line(at, gateway, info, news)

@@ -251,7 +251,10 @@ def test_the_terminal_is_given_back(running: Facilities, number: int) -> None:
 def test_lines_of_several_sessions_live_through_a_restart(running: Facilities) -> None:
     user = running.user
     with echo() as producer, session(user, producer, "one"), session(user, producer, "two"):
-        plain, programs = user.start("watch", "one", "two"), user.start("watch", "one", "two", "--json")
+        plain, programs = (
+            user.start("watch", "one", "two", "--every", "1s"),
+            user.start("watch", "one", "two", "--json"),
+        )
         follow = user.start("logs", "one", "--follow", "--gateway", "aps")
         assert plain.stdout
         assert plain.stderr
@@ -268,6 +271,7 @@ def test_lines_of_several_sessions_live_through_a_restart(running: Facilities) -
         shown, errors = plain.stdout.read(), plain.stderr.read()
         assert plain.wait(60) == 0
         assert {uid for uid in ("one", "two") if re.search(rf"{uid} .*RELEASED", shown)} == {"one", "two"}
+        assert re.search(r"one  aps +producer  ACTIVE +0 open, 0 B/s, 0 B from the producer", shown), shown
         assert "does not answer; trying again" in errors
         assert "answers again" in errors
         ends = [json.loads(line)["session"] for line in programs.stdout.read().splitlines()]
@@ -344,10 +348,15 @@ def test_a_gateway_that_is_silent_hangs_nothing(running: Facilities, tmp_path: P
                 ca = str(running.aps.directory / "certs" / "ca.crt")
                 words = ("gateway", "add", name, at, "--ca", ca, "--token-file", "-", "--no-check")
                 user.s2uc(*words, stdin=token)
+            follow = user.start("logs", "beside", "--follow", "--lines", "0", "--timeout", "2s")
             watch = Terminal(user, "watch")
             watch.until(lambda frame: "ACTIVE" in line_of(frame, "beside", "aps"))
             watch.until(lambda frame: "gateway mute has not answered since" in frame)
             assert watch.end(signal.SIGINT) == 130
+        shown, errors = follow.communicate(timeout=60)
+        assert "RELEASED" in shown
+        assert "gateway mute" in errors
+        assert follow.returncode == 4
 
 
 @pytest.mark.soak

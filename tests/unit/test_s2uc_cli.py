@@ -113,6 +113,9 @@ def test_a_later_option_wins() -> None:
 
 def test_usage_faults(user: User) -> None:
     assert "see: s2uc --help" in user.complaint("no-such-command", expect=2)
+    assert "No such command 'stauts', did you mean 'status'?; see: s2uc --help" in user.complaint(
+        "stauts", "x", expect=2
+    )
     assert "see: s2uc request --help" in user.complaint("request", expect=2)
     assert "soon" in user.complaint("--timeout", "soon", "list", expect=2)
     assert "give one of" in user.complaint("inbound-request", expect=2)
@@ -179,6 +182,12 @@ def test_completion_of_values(user: User, line: str, found: list[str]) -> None:
     count = str(len(line.split(" ")))
     out = user.s2uc(_S2UC_COMPLETE="bash_complete", COMP_WORDS=f"s2uc {line}", COMP_CWORD=count).stdout
     assert out.split() == found
+
+
+def test_a_gateway_whose_name_is_written_wrong_may_have_been_meant(user: User) -> None:
+    user.s2uc("gateway", "add", "beamline", "aps.example:5000", "--no-check")
+    assert "did you mean 'beamline'? (known: beamline)" in user.complaint("ping", "baemline", expect=2)
+    assert "did you mean" not in user.complaint("ping", "\x1b[2J" * 1000, expect=2)
 
 
 def test_a_gateway_that_is_added_again_says_that_its_token_is_forgotten(user: User, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ _OPAQUE = "[[auth.introspection]]\nname = 'x'\nendpoint = 'https://x/introspect'
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[server]\nnmae = 'x'", ["[server] nmae: unknown key", "name, listen"]),
+        ("[server]\nnmae = 'x'", ["[server] nmae: unknown key", "did you mean 'name'?; accepted are name, listen"]),
         ("[servr]\nname = 'x'", ["[servr]: unknown table", "server, network"]),
         ("[server]\nname = 'a b'", ["[server] name: found 'a b'"]),
         ("[server]\nlisten = []", ["[server] listen"]),
