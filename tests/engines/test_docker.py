@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,11 @@ from s2cs.s2ds.launchers.base import Job
 from s2cs.s2ds.launchers.docker import DockerLauncher
 from scistream.proto import scistream_pb2 as pb
 from scistream.vocabulary import Role
-from tests.support.containers import Daemon, copy, daemon
+from tests.support.containers import Daemon, copy, daemon, eventually
 from tests.support.gateways import GatewayProcess, gateway
 from tests.support.ports import ports
 from tests.support.sessions import Echo, Opened, echo, exchange, open_pair
-from tests.support.streams import Stream
+from tests.support.streams import Stream, goes_on
 from tests.support.tunnels import Flavour, Session, answering, application, calling, config, local
 
 MEMORY = 64 * 2**20
@@ -74,18 +73,6 @@ def flow(
         opened.release()
     assert [running.leftovers() for running in pair] == [{}, {}]
     assert docker.all() == before
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def goes_on(stream: Stream) -> None:
-    then = stream.blocks
-    eventually(lambda: stream.blocks > then + 5 or stream.fault is not None)
 
 
 def states(running: GatewayProcess) -> dict[str, str]:

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -206,6 +206,14 @@ def daemon(program: str) -> Iterator[Daemon]:
     finally:
         made.clear()
     assert not left, f"{program} and its containers left something behind: {left}"
+
+
+def eventually(holds: Callable[[], bool], timeout_s: float = 60) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def load(daemon: Daemon) -> None:

@@ -134,3 +134,12 @@ class Stream(threading.Thread):
                 assert self.connection.recv(1) == b""
         except BaseException as error:
             self.fault = error
+
+
+def goes_on(stream: Stream) -> None:
+    """See that blocks come back, now."""
+    then, deadline = stream.blocks, time.monotonic() + 60
+    while stream.blocks <= then + 5:
+        assert stream.fault is None, stream.fault
+        assert time.monotonic() < deadline, "the stream stands still"
+        time.sleep(0.02)
