@@ -98,6 +98,7 @@ def local_config(settings: Settings | NodeSettings, directory: Path) -> LocalCon
         buffer_bytes=s2ds.buffer_bytes,
         in_flight=round(network.bandwidth.bytes_per_s * network.rtt),
         ciphers=tuple(s2ds.ciphers),
+        flow_idle_s=s2ds.flow_idle,
         grace_s=s2ds.grace,
         start_timeout_s=s2ds.start_timeout,
         count_s=s2ds.count_period,

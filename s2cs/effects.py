@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from s2cs.policy.sessions import trusted_peers
 from s2cs.s2ds.contract import (
     Bridge,
     Change,
     DataServer,
     PreSharedKey,
     Traffic,
+    TrustedPeers,
     TunnelEvent,
     TunnelSpec,
     TunnelState,
@@ -17,6 +19,7 @@ from s2cs.s2ds.contract import (
 )
 from s2cs.validation import credentials
 from scistream.machine import Broke, Effect, Event, Exited, Reserved, Session, Started, State, Stopped
+from scistream.vocabulary import Transport
 
 
 async def carry_out(
@@ -41,14 +44,14 @@ async def carry_out(
     match effect:
         case Effect.RESERVE:
             request = session.request
-            spec = TunnelSpec(session.id, session.uid, session.role, request.num_conn, session.backend, request.rate)
-            reservation = await server.reserve(spec)
-            return Reserved(reservation.listeners, reservation.backend, reservation.csr, reservation.node)
+            asked = request.num_conn, session.backend, request.rate, request.protocol
+            found = await server.reserve(TunnelSpec(session.id, session.uid, session.role, *asked))
+            return Reserved(found.listeners, found.backend, found.csr, found.node, found.wan_host)
         case Effect.START:
-            await server.start(session.id, _bridge(session, shared_key))
+            await server.start(session.id, bridge_of(session, shared_key))
             return Started()
         case Effect.UPDATE:
-            await server.update(session.id, _bridge(session, shared_key))
+            await server.update(session.id, bridge_of(session, shared_key))
             return None
         case Effect.STOP | Effect.CUT:
             if (traffic := await server.stop(session.id, cut=effect is Effect.CUT)) is not None:
@@ -58,7 +61,10 @@ async def carry_out(
             raise AssertionError("ProdLstn is for the watchers, not for the data server")
 
 
-def _bridge(session: Session, shared_key: Callable[[Session], PreSharedKey] | None) -> Bridge:
+def bridge_of(session: Session, shared_key: Callable[[Session], PreSharedKey] | None = None) -> Bridge:
+    """Say where a session leads, and what its WAN leg is proved with."""
+    if session.request.protocol is Transport.UDP:
+        return Bridge(session.targets, TrustedPeers(trusted_peers(session)))
     if session.proof.certificate or shared_key is None:
         return Bridge(session.targets, credentials(session.proof))
     return Bridge(session.targets, shared_key(session))

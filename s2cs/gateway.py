@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
 from math import inf
 
@@ -18,25 +18,26 @@ from s2cs.audit.log import Audit
 from s2cs.auth import Caller, KeyHolder, user_only
 from s2cs.clock import Clock
 from s2cs.compat import HELLO_WAIT_S, Old, OldClients
-from s2cs.effects import reconciled
+from s2cs.effects import bridge_of, reconciled
 from s2cs.housekeeping import Housekeeping
 from s2cs.lifecycle import Lifecycle
 from s2cs.live import Item, Listed, Live
 from s2cs.orders import Orders
 from s2cs.policy.decision import Lease, Use, decide, usual_lease
 from s2cs.policy.resolver import Resolver
-from s2cs.policy.sessions import admit_targets, backend_for, check_quota, judged, objection
+from s2cs.policy.sessions import admit_peers, admit_targets, backend_for, check_quota, judged, objection
 from s2cs.revocation import Revocations
-from s2cs.s2ds.contract import Bridge, DataServer, LegCheck, Printed
+from s2cs.s2ds.contract import DataServer, LegCheck, Printed
 from s2cs.sessions import Sessions
 from s2cs.settings import Settings
 from s2cs.store import Store
 from s2cs.users import Rank
-from s2cs.validation import check_proof, check_request, check_role, credentials
+from s2cs.validation import check_no_proof, check_proof, check_request, check_role
 from scistream.errors import (
     AlreadyExists,
     DeadlineExceeded,
     FailedPrecondition,
+    InvalidArgument,
     Unavailable,
 )
 from scistream.machine import (
@@ -54,7 +55,7 @@ from scistream.machine import (
     open_session,
     step,
 )
-from scistream.vocabulary import Endpoint, Role, Uid, parse_endpoints
+from scistream.vocabulary import Endpoint, Role, Transport, Uid, parse_endpoints
 from scistream.x509 import Certificate
 
 log = logging.getLogger(__name__)
@@ -213,6 +214,7 @@ class Gateway:
         addresses: Iterable[str],
         certificate: bytes,
         trust_anchor: bytes,
+        wan_peers: Sequence[str] = (),
     ) -> Session:
         """UpdateTargets: open the way; returns when the data server serves it.
 
@@ -226,10 +228,14 @@ class Gateway:
         check_role(session, role)
         endpoints = parse_endpoints(addresses)
         proof = Proof(certificate, trust_anchor)
-        if not (certificate or trust_anchor):
+        check_no_proof(session, proof, wan_peers)
+        if session.request.protocol is Transport.UDP:
+            peers = await admit_peers(self.settings, self._resolver, judged(caller, session), wan_peers)
+            proof = Proof(peers=" ".join(map(str, peers)).encode())
+        elif proof == Proof():
             self.old_clients.check_psk(session, self.data_server.backends())
         self._foresee(session, Update(endpoints, proof), endpoints)
-        if proof != Proof():
+        if certificate or trust_anchor:
             check_proof(session, proof)
         admitted = await self._admit(caller, session, session.role, endpoints)
         await self._lifecycle.settled(live)
@@ -249,13 +255,17 @@ class Gateway:
             Unavailable: the data server refuses; the session goes on as it was.
         """
         live = self._sessions.find(user_only(caller), uid, Rank.ADMIN)
-        if live.session.targets and not live.session.proof.certificate:
+        udp = live.session.request.protocol is Transport.UDP
+        if live.session.targets and not (live.session.proof.certificate or udp):
             raise FailedPrecondition(f"session {uid} has no credentials that could be renewed; make a new one")
         user = judged(caller, live.session)
         decide(self.settings, user, Lease(lease_s)).require()
         if refusal := objection(self.settings, user, live.session):
             refusal.require()
-        Certificate.from_der(trust_anchor)
+        if not udp:
+            Certificate.from_der(trust_anchor)
+        elif trust_anchor:
+            raise InvalidArgument(f"session {uid} is of udp, which has no credentials; renew it without trust_anchor")
         await self._lifecycle.settled(live)
         live.error = None
         expires_at = self.clock.now() + (lease_s or usual_lease(self.settings, user))
@@ -323,14 +333,13 @@ class Gateway:
         if session.state not in (State.ACTIVE, State.RECOVERING):
             why = f"{session.state}: {session.reason}" if session.reason else session.state
             raise FailedPrecondition(f"session {uid} is {why}; verify it while it is ACTIVE")
-        if not session.proof.certificate:
+        if not (session.proof.certificate or session.request.protocol is Transport.UDP):
             raise FailedPrecondition(
                 f"session {uid} is of a client without credentials, and has no certificates to verify; use s2uc instead"
             )
         key = session.id, passive
         if (trying := self._trying.get(key)) is None:
-            bridge = Bridge(session.targets, credentials(session.proof))
-            trying = asyncio.create_task(self.data_server.verify(session.id, bridge, passive))
+            trying = asyncio.create_task(self.data_server.verify(session.id, bridge_of(session), passive))
             self._trying[key] = trying
             trying.add_done_callback(lambda _: self._trying.pop(key, None))
         return session, await asyncio.shield(trying)

@@ -23,7 +23,7 @@ from s2cs.s2ds.contract import LegCheck, Traffic, TunnelStatus
 from scistream.machine import Request, Session, State
 from scistream.proto import scistream_pb2 as pb
 from scistream.proto.scistream_pb2_grpc import ControlServicer
-from scistream.vocabulary import Rate, Role, Uid
+from scistream.vocabulary import Rate, Role, Transport, Uid
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ class Servicer(ControlServicer):
             request.remote_listeners,
             request.certificate,
             request.trust_anchor,
+            request.wan_peers,
         )
         return self._response(session)
 
@@ -165,6 +166,7 @@ class Servicer(ControlServicer):
             csr=session.csr,
             backend=session.backend,
             expires_at=self._time(session.expires_at),
+            wan_host=session.wan_host,
         )
 
     def _told(self, listed: Listed, ahead: float) -> bytes:
@@ -283,7 +285,7 @@ def _decode(request: pb.Request) -> Request:
         role=Role.parse(request.role),
         num_conn=request.num_conn,
         rate=Rate.from_wire(request.rate, request.rate_bytes_per_s),
-        protocol=request.protocol or "tcp",
+        protocol=Transport.parse(request.protocol),
         producer=request.producer,
         consumer=request.consumer,
         lease_s=request.lease_s,
@@ -291,4 +293,5 @@ def _decode(request: pb.Request) -> Request:
         labels=MappingProxyType(dict(request.labels)),
         hello_key_sha256=request.hello_key_sha256,
         old=not request.immediate,
+        unencrypted=request.unencrypted,
     )

@@ -34,6 +34,7 @@ def _ip(value: object) -> str:
 Address = Annotated[str, BeforeValidator(_ip)]
 Ports = Annotated[PortRange, read_by(PortRange.parse)]
 Networks = tuple[Annotated[Reach, read_by(Reach.parse)], ...]
+Trusted = tuple[Annotated[Reach, read_by(Reach.whole)], ...]
 Cipher = Literal["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"]
 BackendName = Literal["stunnel", "haproxy", "nginx"]
 
@@ -77,6 +78,7 @@ class Proxies(Table):
     programs: dict[BackendName, Path] = Field(default_factory=dict)  # where a proxy is, if not where it is looked for
     buffer_bytes: Annotated[int, Field(ge=4096, le=16 * 2**20)] = 256 * 1024
     ciphers: tuple[Cipher, ...] = ()  # in order; empty = AES-128-GCM first where the CPU has AES
+    flow_idle: Duration = 600  # a flow of UDP in which nothing came for so long is over
     grace: Duration = 1  # of a release: for streams to end by themselves
     start_timeout: Duration = 10
     count_period: Duration = 5  # between looks at the kernel's counters of open connections
@@ -165,6 +167,7 @@ class Policy(Table):
 
     targets: Networks = ()  # applications in the LAN
     peers: Networks = ()  # other facilities' gateways
+    trusted_wan: Trusted = ()  # of those, the ones to and from which UDP may go, in plain
     rules: tuple[Rule, ...] = ()  # the first that names a user is the user's
 
 

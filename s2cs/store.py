@@ -19,7 +19,7 @@ from s2cs.sqlite_users import SqliteUsers, Transaction
 from s2cs.users import Users
 from scistream.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from scistream.machine import Change, Owner, Proof, Request, Route, Session, State, Waits
-from scistream.vocabulary import Rate, Role, Uid, parse_endpoints
+from scistream.vocabulary import Rate, Role, Transport, Uid, parse_endpoints
 
 # What each schema version adds to the one before; a file of an earlier version is brought forward at start.
 MIGRATIONS = (
@@ -242,6 +242,7 @@ def dump_session(session: Session) -> str:
         "deadline": None if session.state.ended else session.deadline,
         "backend": session.backend,
         "node": session.node,
+        "wan_host": session.wan_host,
         "listeners": [str(x) for x in session.listeners],
         "csr": base64.b64encode(session.csr).decode(),
         "prod_listeners": [str(x) for x in session.prod_listeners],
@@ -268,7 +269,7 @@ def load_session(text: str) -> Session:
             role=Role(request["role"]),
             num_conn=request["num_conn"],
             rate=Rate(request["rate"]),
-            protocol=request["protocol"],
+            protocol=Transport(request["protocol"]),
             producer=request["producer"],
             consumer=request["consumer"],
             lease_s=request["lease_s"],
@@ -284,6 +285,7 @@ def load_session(text: str) -> Session:
         deadline=float("inf") if body["deadline"] is None else body["deadline"],
         backend=body["backend"],
         node=body["node"],
+        wan_host=body.get("wan_host", ""),
         listeners=parse_endpoints(body["listeners"]),
         csr=base64.b64decode(body["csr"]),
         prod_listeners=parse_endpoints(body["prod_listeners"]),

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from s2cs.policy.addresses import Address, plain
-from s2cs.policy.decision import Forward, Lease, decide
-from s2cs.policy.sessions import ours
+from s2cs.policy.decision import Datagrams, Forward, Lease, decide
+from s2cs.policy.sessions import MOST_PEERS, ours
 from s2cs.settings import Settings
 from scistream.errors import FailedPrecondition, InvalidArgument
 from scistream.machine import Owner, Proof, Request, Session
-from scistream.vocabulary import Endpoint, Role, shown
+from scistream.vocabulary import Endpoint, Role, Transport, shown
 from scistream.x509 import Certificate, Credentials
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
@@ -32,10 +33,15 @@ def check_request(settings: Settings, user: Owner, request: Request) -> None:
     if not 1 <= request.num_conn <= 65535:
         raise InvalidArgument(f"num_conn {request.num_conn} is not in 1-65535")
     decide(settings, user, Lease(request.lease_s)).require()
-    if request.protocol != "tcp":
-        raise InvalidArgument(
-            f"protocol {shown(request.protocol)} is not served here, since no proxy encrypts it; use tcp"
-        )
+    if request.unencrypted and request.protocol is Transport.TCP:
+        raise InvalidArgument("tcp is always encrypted between gateways; leave unencrypted out")
+    if request.protocol is Transport.UDP:
+        if not request.unencrypted:
+            raise InvalidArgument(
+                "udp goes between gateways in plain, since no proxy encrypts it; say that you know it with "
+                "unencrypted (s2uc: --unencrypted), or use tcp"
+            )
+        decide(settings, user, Datagrams(request.role, request.rate)).require()
     if len(request.hello_key_sha256) not in (0, 32):
         raise InvalidArgument(f"hello_key_sha256 has {len(request.hello_key_sha256)} bytes; a SHA-256 has 32")
     for name, text in (("producer", request.producer), ("consumer", request.consumer)):
@@ -87,6 +93,28 @@ def check_proof(session: Session, proof: Proof) -> None:
     key = x509.load_der_x509_csr(session.csr).public_key()
     assert isinstance(key, ec.EllipticCurvePublicKey)
     credentials(proof).check(session.uid, session.role, key, datetime.now(UTC))
+
+
+def check_no_proof(session: Session, proof: Proof, wan_peers: Sequence[str]) -> None:
+    """See that a session of UDP comes without credentials, and at the producer's side with the other's addresses.
+
+    Raises:
+        InvalidArgument: there are credentials, or addresses where they mean nothing, or too many.
+        FailedPrecondition: the addresses are missing.
+    """
+    uid, udp = session.uid, session.request.protocol is Transport.UDP
+    if udp and proof != Proof():
+        raise InvalidArgument(f"session {uid} is of udp, which has no credentials; leave certificate and anchor out")
+    if wan_peers and not (udp and session.role is Role.PROD):
+        raise InvalidArgument(
+            f"wan_peers is for the producer's side of udp, which session {uid} here is not; leave it out"
+        )
+    if udp and session.role is Role.PROD and not wan_peers:
+        raise FailedPrecondition(
+            f"session {uid} needs wan_peers, from where the other gateway sends; take wan_host of its answer to req"
+        )
+    if len(wan_peers) > MOST_PEERS:
+        raise InvalidArgument(f"there are {len(wan_peers)} wan_peers, and a session takes {MOST_PEERS}; send fewer")
 
 
 def credentials(proof: Proof) -> Credentials:

@@ -23,7 +23,7 @@ from s2uc.side import Report
 from scistream.errors import FailedPrecondition
 from scistream.machine import State
 from scistream.proto import scistream_pb2 as pb
-from scistream.vocabulary import Endpoint, Rate, Role, Uid
+from scistream.vocabulary import Endpoint, Rate, Role, Transport, Uid
 
 _T = TypeVar("_T")
 _UNDO_S = 15.0
@@ -200,6 +200,8 @@ def request(
     backend: str = "",
     uid: str = "",
     labels: Mapping[str, str] | None = None,
+    protocol: Transport | str = Transport.TCP,
+    unencrypted: bool = False,
     timeout: float = TIMEOUT_S,
     hello_timeout: float | None = None,
     on_step: Report = silent,
@@ -217,6 +219,8 @@ def request(
                 backend=backend,
                 uid=uid,
                 labels=labels,
+                protocol=protocol,
+                unencrypted=unencrypted,
                 timeout=timeout,
                 hello_timeout=hello_timeout,
                 on_step=on_step,
@@ -235,6 +239,8 @@ def reserve(
     backend: str = "",
     uid: str = "",
     labels: Mapping[str, str] | None = None,
+    protocol: Transport | str = Transport.TCP,
+    unencrypted: bool = False,
     timeout: float = TIMEOUT_S,
     on_step: Report = silent,
 ) -> Session:
@@ -250,6 +256,8 @@ def reserve(
                 backend=backend,
                 uid=uid,
                 labels=labels,
+                protocol=protocol,
+                unencrypted=unencrypted,
                 timeout=timeout,
                 on_step=on_step,
             )

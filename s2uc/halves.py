@@ -11,6 +11,7 @@ from s2uc.gateway import TIMEOUT_S, Gateway, GatewayClient
 from s2uc.saga import OpenSide, check_prod_listeners, silent
 from s2uc.side import Report, Side, Terms, undone_on_failure
 from s2uc.ticket import Ticket
+from scistream.errors import InvalidArgument
 from scistream.vocabulary import Endpoint, Role
 from scistream.x509 import SessionCA
 
@@ -21,6 +22,7 @@ async def inbound_request(
     key: str,
     prod_listeners: tuple[Endpoint, ...] = (),
     *,
+    wan_peers: tuple[str, ...] = (),
     deliver: Callable[[Ticket], None] = lambda ticket: None,
     timeout: float = TIMEOUT_S,
     hello_timeout: float | None = None,
@@ -33,6 +35,7 @@ async def inbound_request(
         terms: what to ask it for.
         key: with which ProdApp may say Hello.
         prod_listeners: where ProdApp listens; empty means to wait for its Hello.
+        wan_peers: of UDP: addresses that the consumer's gateway sends from.
         deliver: called with the ticket, to write it; when it raises, nothing is left.
         timeout: seconds for each call.
         hello_timeout: seconds to wait for ProdApp; None is as long as the gateway does.
@@ -42,14 +45,22 @@ async def inbound_request(
         ScistreamError: what failed; nothing is left then.
     """
     check_prod_listeners(prod_listeners, terms)
+    if terms.udp is not bool(wan_peers):
+        raise InvalidArgument(
+            "the producer's half of a session of udp, and no other, needs the addresses of the consumer's gateway in "
+            "the WAN; give them with --wan-peers"
+        )
     async with GatewayClient(gateway, timeout) as client:
         side = Side(client, Role.PROD, terms, key, on_step, time.monotonic())
         async with undone_on_failure(side):
             await side.reserve()
             targets = await (side.announce(prod_listeners) if prod_listeners else side.await_hello(hello_timeout))
             ca = SessionCA.create(terms.uid, side.expires_at)
-            await side.open(side.credentials(ca), targets)
-            ticket = Ticket(terms.uid, terms.num_conn, terms.rate, gateway.name, side.listeners, side.expires_at, ca)
+            await side.open(side.credentials(ca), targets, wan_peers)
+            size = terms.num_conn, terms.rate
+            ticket = Ticket(
+                terms.uid, *size, gateway.name, side.listeners, side.expires_at, ca, protocol=terms.protocol
+            )
             deliver(ticket)
     return OpenSide.of(side), ticket
 
@@ -81,7 +92,7 @@ async def outbound_request(
     Raises:
         ScistreamError: what failed; nothing is left of this half then.
     """
-    terms = replace(terms, uid=ticket.uid)
+    terms = replace(terms, uid=ticket.uid, protocol=ticket.protocol)
     async with GatewayClient(gateway, timeout) as client:
         side = Side(client, Role.CONS, terms, key, on_step, time.monotonic())
         async with undone_on_failure(side):

@@ -11,7 +11,7 @@ from typing import Any
 from s2uc.gateway import TIMEOUT_S, Gateway, GatewayClient
 from scistream.errors import FailedPrecondition, NotFound, ScistreamError
 from scistream.proto import scistream_pb2 as pb
-from scistream.vocabulary import Role, Uid
+from scistream.vocabulary import Role, Transport, Uid
 from scistream.x509 import Credentials, SessionCA
 
 _SPARE = timedelta(minutes=10)  # that a CA lives longer than what it has signed
@@ -139,6 +139,9 @@ async def renew(uid: Uid, gateways: Sequence[Gateway], lease_s: int = 0, timeout
             )
         clients, infos = [client for client, _ in known], [info for _, info in known]
         lease_s = lease_s or min(d.default_lease_s for d in await together(*(c.describe() for c in clients)))
+        if all(info.protocol == Transport.UDP for info in infos):  # which has no credentials
+            answers = await together(*(client.renew(pb.Renew(uid=uid, lease_s=lease_s)) for client in clients))
+            return min(map(_end, answers))
         ca = SessionCA.create(uid, max(*map(_end, infos), datetime.now(UTC) + timedelta(seconds=lease_s)) + _SPARE)
         message = pb.Renew(uid=uid, lease_s=lease_s, trust_anchor=ca.certificate.der)
         answers = await together(*(client.renew(message) for client in clients))
@@ -151,15 +154,12 @@ async def renew(uid: Uid, gateways: Sequence[Gateway], lease_s: int = 0, timeout
         return expires_at
 
 
-def update_message(uid: Uid, role: Role, targets: Iterable[str], credentials: Credentials) -> pb.UpdateTargets:
+def update_message(uid: Uid, role: Role, targets: Iterable[str], credentials: Credentials | None) -> pb.UpdateTargets:
     """Put UpdateTargets into the wire's words."""
-    return pb.UpdateTargets(
-        uid=uid,
-        role=role,
-        remote_listeners=targets,
-        certificate=credentials.certificate.der,
-        trust_anchor=credentials.trust_anchor.der,
-    )
+    message = pb.UpdateTargets(uid=uid, role=role, remote_listeners=targets)
+    if credentials is not None:
+        message.certificate, message.trust_anchor = credentials.certificate.der, credentials.trust_anchor.der
+    return message
 
 
 def unknown(uid: Uid, gateways: Sequence[Gateway]) -> NotFound:

@@ -116,7 +116,8 @@ class Saga:
             producer.targets, consumer.targets = prod_listeners, producer.listeners
             return
         ca = SessionCA.create(self.plan.terms.uid, self.expires_at)
+        wan_peers = (consumer.wan_host,) if self.plan.terms.udp else ()
         await together(
-            producer.open(producer.credentials(ca), prod_listeners),
+            producer.open(producer.credentials(ca), prod_listeners, wan_peers),
             consumer.open(consumer.credentials(ca), producer.listeners),
         )

@@ -20,7 +20,7 @@ from s2uc.side import Report, Terms, new_uid, undone_on_failure
 from scistream.errors import FailedPrecondition, ScistreamError
 from scistream.machine import State
 from scistream.proto import scistream_pb2 as pb
-from scistream.vocabulary import Endpoint, Rate, Role, Uid, parse_endpoints
+from scistream.vocabulary import Endpoint, Rate, Role, Transport, Uid, parse_endpoints
 
 
 @dataclass(slots=True)
@@ -169,6 +169,8 @@ async def request(
     backend: str = "",
     uid: str = "",
     labels: Mapping[str, str] | None = None,
+    protocol: Transport | str = Transport.TCP,
+    unencrypted: bool = False,
     timeout: float = TIMEOUT_S,
     hello_timeout: float | None = None,
     on_step: Report = silent,
@@ -185,6 +187,8 @@ async def request(
         backend: stunnel, haproxy, nginx or auto; empty is each gateway's choice.
         uid: empty means a new one; the same uid with the same content gives the same session.
         labels: your own notes, shown in lists.
+        protocol: "tcp", always encrypted between the gateways, or "udp", which is not.
+        unencrypted: has to be True for "udp".
         timeout: seconds for each call.
         hello_timeout: seconds to wait for ProdApp; None is as long as its gateway does.
         on_step: called with each step as it happens.
@@ -212,6 +216,8 @@ async def request(
         lease_s=lease_s,
         backend=backend,
         labels=labels,
+        protocol=protocol,
+        unencrypted=unencrypted,
     )
     plan = Plan(producer, consumer, terms, endpoints)
     return await carry_out(plan, timeout=timeout, hello_timeout=hello_timeout, on_step=on_step)
@@ -227,6 +233,8 @@ async def reserve(
     backend: str = "",
     uid: str = "",
     labels: Mapping[str, str] | None = None,
+    protocol: Transport | str = Transport.TCP,
+    unencrypted: bool = False,
     timeout: float = TIMEOUT_S,
     on_step: Report = silent,
 ) -> Session:
@@ -238,7 +246,17 @@ async def reserve(
     The arguments, and what is raised, are those of `request`.
     """
     terms = _terms(
-        producer, consumer, (), uid=uid, num_conn=num_conn, rate=rate, lease_s=lease_s, backend=backend, labels=labels
+        producer,
+        consumer,
+        (),
+        uid=uid,
+        num_conn=num_conn,
+        rate=rate,
+        lease_s=lease_s,
+        backend=backend,
+        labels=labels,
+        protocol=protocol,
+        unencrypted=unencrypted,
     )
     saga = Saga(Plan(producer, consumer, terms), timeout, on_step)
     async with saga.connected(), undone_on_failure(saga.producer, saga.consumer):
@@ -254,6 +272,7 @@ def _terms(
     uid: str,
     rate: Rate | str,
     labels: Mapping[str, str] | None,
+    protocol: Transport | str,
     **more: Any,
 ) -> Terms:
     return Terms(
@@ -262,6 +281,7 @@ def _terms(
         producer=str(prod_listeners[0]) if prod_listeners else producer.name,
         consumer=consumer.name,
         labels=labels or {},
+        protocol=Transport.parse(protocol),
         **more,
     )
 

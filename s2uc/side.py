@@ -19,7 +19,7 @@ from s2uc.life import update_message
 from scistream.errors import DeadlineExceeded, InvalidArgument, NotFound, ScistreamError, Unavailable
 from scistream.machine import State
 from scistream.proto import scistream_pb2 as pb
-from scistream.vocabulary import Endpoint, Rate, Role, Uid, parse_endpoints, shown
+from scistream.vocabulary import Endpoint, Rate, Role, Transport, Uid, parse_endpoints, shown
 from scistream.x509 import Credentials, SessionCA
 
 _SETTLE_S = 2.0  # how long an undo waits for the answer to a REQ that is under way
@@ -79,6 +79,8 @@ class Terms:
         producer: the producer's address, or its gateway as the user names it.
         consumer: the same of the consumer.
         labels: the user's own notes.
+        protocol: TCP, which is always encrypted between the gateways, or UDP, which is not.
+        unencrypted: has to be said of UDP.
     """
 
     uid: Uid = field(default_factory=new_uid)
@@ -89,8 +91,19 @@ class Terms:
     producer: str = ""
     consumer: str = ""
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    protocol: Transport = Transport.TCP
+    unencrypted: bool = False
 
     def __post_init__(self) -> None:
+        if self.udp and not self.unencrypted:
+            raise InvalidArgument(
+                "udp goes between the gateways in plain, since no proxy encrypts it; say --unencrypted "
+                "(unencrypted=True) if that may be, or use tcp"
+            )
+        if self.unencrypted and not self.udp:
+            raise InvalidArgument("tcp is always encrypted between the gateways; leave --unencrypted out")
+        if self.udp and self.rate.bytes_per_s:
+            raise InvalidArgument("no rate can be kept for udp; ask for none, or use tcp")
         if not 1 <= self.num_conn <= 65535:
             raise InvalidArgument(f"num_conn {shown(self.num_conn)} is not 1-65535, and a gateway has as many ports")
         labels = [("label", f"{key}={value}") for key, value in self.labels.items()]
@@ -105,6 +118,11 @@ class Terms:
         if not 0 <= self.lease_s < 2**32:
             raise InvalidArgument(f"lease {shown(self.lease_s)} is not a number of seconds a gateway could count")
 
+    @property
+    def udp(self) -> bool:
+        """True of UDP."""
+        return self.protocol is Transport.UDP
+
 
 class Side:
     """What one gateway does for one session."""
@@ -116,6 +134,7 @@ class Side:
         self.listeners: tuple[Endpoint, ...] = ()
         self.targets: tuple[Endpoint, ...] = ()
         self.csr = b""
+        self.wan_host = ""  # of UDP: what its datagrams to the other gateway come from
         self.backend = ""
         self.state = ""  # as RESP says: a REQ that was sent before may be answered with an open way
         self.expires_at = datetime.max.replace(tzinfo=UTC)
@@ -138,7 +157,8 @@ class Side:
             rate=terms.rate.kb_per_s,
             rate_bytes_per_s=terms.rate.bytes_per_s,
             immediate=True,
-            protocol="tcp",
+            protocol=terms.protocol,
+            unencrypted=terms.unencrypted,
             producer=terms.producer,
             consumer=terms.consumer,
             lease_s=terms.lease_s,
@@ -152,6 +172,7 @@ class Side:
         response = await asyncio.shield(self._req)
         self.listeners = parse_endpoints(response.listeners)
         self.csr, self.backend, self.state = response.csr, response.backend, response.state
+        self.wan_host = response.wan_host
         if response.HasField("expires_at"):
             self.expires_at = response.expires_at.ToDatetime(tzinfo=UTC)
         if not self.listeners or not self.csr:
@@ -166,10 +187,16 @@ class Side:
                 f"gateway {self.gateway.name}: the session ends at {self.expires_at:%Y-%m-%d %H:%M:%S} UTC, which is "
                 "over; ask for a longer lease, or compare the two hosts' clocks"
             )
+        if terms.udp and not self.wan_host:
+            raise Unavailable(
+                f"gateway {self.gateway.name}: it does not say from where it sends udp; its version is too old for that"
+            )
         self.tell(Step.RESP, f"{_joined(self.listeners)} by {self.backend}")
 
-    def credentials(self, ca: SessionCA) -> Credentials:
-        """Sign what this gateway asked for."""
+    def credentials(self, ca: SessionCA) -> Credentials | None:
+        """Sign what this gateway asked for; UDP has no credentials."""
+        if self.terms.udp:
+            return None
         try:
             return ca.issue(self.csr, self.role)
         except InvalidArgument as error:
@@ -192,10 +219,14 @@ class Side:
         self.tell(Step.PROD_LSTN, _joined(parse_endpoints(info.prod_listeners)))
         return parse_endpoints(info.prod_listeners)
 
-    async def open(self, credentials: Credentials, targets: tuple[Endpoint, ...]) -> None:
+    async def open(
+        self, credentials: Credentials | None, targets: tuple[Endpoint, ...], wan_peers: tuple[str, ...] = ()
+    ) -> None:
         """UpdateTargets; the way is open on this side when it returns."""
         self.tell(Step.UPDATE_TARGETS, f"to {_joined(targets)}")
-        await self.client.update(update_message(self.terms.uid, self.role, map(str, targets), credentials))
+        message = update_message(self.terms.uid, self.role, map(str, targets), credentials)
+        message.wan_peers.extend(wan_peers)
+        await self.client.update(message)
         self.targets = targets
         self.tell(Step.ACTIVE)
 

@@ -15,7 +15,7 @@ from cryptography import x509
 
 from s2uc.files import read_secret_json, write_secret
 from scistream.errors import FailedPrecondition, InvalidArgument, ScistreamError
-from scistream.vocabulary import Endpoint, Rate, Uid, parse_endpoints
+from scistream.vocabulary import Endpoint, Rate, Transport, Uid, parse_endpoints
 from scistream.x509 import UNREADABLE, Certificate, PrivateKey, SessionCA
 
 _KIND = "scistream-ticket"
@@ -32,12 +32,14 @@ class Ticket:
     listeners: tuple[Endpoint, ...]
     expires_at: datetime
     ca: SessionCA = field(repr=False)
+    protocol: Transport = Transport.TCP
 
     def save(self, path: Path) -> None:
         """Write it, for this user's eyes only."""
         content = {
             "kind": _KIND,
-            "version": 1,
+            "version": 1 if self.protocol is Transport.TCP else 2,
+            "protocol": self.protocol,
             "uid": self.uid,
             "num_conn": self.num_conn,
             "rate_bytes_per_s": self.rate.bytes_per_s,
@@ -58,7 +60,7 @@ class Ticket:
             FailedPrecondition: it has expired.
         """
         content = read_secret_json(path, "a ticket of s2uc inbound-request")
-        if content.get("kind") != _KIND or content.get("version") != 1:
+        if content.get("kind") != _KIND or content.get("version") not in (1, 2):
             raise InvalidArgument(f"{path} is not a ticket that this version reads; make one with s2uc inbound-request")
         try:
             uid = Uid(content["uid"])
@@ -74,6 +76,7 @@ class Ticket:
                 parse_endpoints(content["listeners"]),
                 datetime.fromisoformat(content["expires_at"]).astimezone(UTC),
                 SessionCA(uid, certificate, key),
+                Transport.parse(str(content.get("protocol", ""))),
             )
             if not ticket.listeners:
                 raise ValueError("no listeners")

@@ -13,7 +13,7 @@ from enum import Enum, StrEnum
 from types import MappingProxyType
 
 from scistream.errors import FailedPrecondition, InvalidArgument
-from scistream.vocabulary import Endpoint, Rate, Role, Uid
+from scistream.vocabulary import Endpoint, Rate, Role, Transport, Uid
 
 
 class State(StrEnum):
@@ -58,6 +58,7 @@ class Reserved:
     backend: str
     csr: bytes
     node: str = ""  # where, if the gateway has several
+    wan_host: str = ""  # of UDP: what its datagrams to the other gateway come from
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class Proof:
     certificate: bytes = b""
     trust_anchor: bytes = b""
     other_anchor: bytes = b""  # trusted too while credentials change: first the next one, then the one before
+    peers: bytes = b""  # of UDP, in place of all that: addresses of the other gateway, with spaces between
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class Renew:
     """The session is to live longer, and its credentials will be issued under another anchor."""
 
     expires_at: float
-    trust_anchor: bytes
+    trust_anchor: bytes  # empty: it has no credentials, and only lives longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +164,7 @@ class Request:
     role: Role
     num_conn: int
     rate: Rate = Rate()
-    protocol: str = "tcp"
+    protocol: Transport = Transport.TCP
     producer: str = ""
     consumer: str = ""
     lease_s: int = 0
@@ -170,6 +172,7 @@ class Request:
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     hello_key_sha256: bytes = b""
     old: bool = field(default=False, compare=False)  # of a client that waits for Hello
+    unencrypted: bool = field(default=False, compare=False)  # its user said that the WAN leg may be in plain
 
 
 Route = tuple[tuple[Endpoint, ...], Proof, float]  # targets, credentials, end of the lease
@@ -211,6 +214,7 @@ class Session:
     deadline: float = 0.0
     backend: str = ""
     node: str = ""
+    wan_host: str = ""
     listeners: tuple[Endpoint, ...] = ()
     csr: bytes = b""
     prod_listeners: tuple[Endpoint, ...] = ()
@@ -356,6 +360,8 @@ def step(session: Session, event: Event, now: float) -> tuple[Session, tuple[Eff
         return session, ()  # the deadline moved while the news of it was on its way
     state, effects = transition
     changed = _absorb(session, event, state)
+    if isinstance(event, Renew) and not event.trust_anchor:
+        effects = ()  # the data server has nothing to take over
     if changed is session and state is session.state and isinstance(event, (Hello, Update, Renew)):
         return session, ()  # said again: the same answer, nothing to do
     if changed.state is not session.state:
@@ -395,17 +401,14 @@ def _absorb(session: Session, event: Event, state: State) -> Session:
                 backend=event.backend,
                 csr=event.csr,
                 node=event.node,
+                wan_host=event.wan_host,
             )
         case Hello():
             return _absorb_hello(session, event, state)
         case Update():
             return _absorb_update(session, event, state)
         case Renew():
-            if event.trust_anchor in (session.proof.trust_anchor, session.proof.other_anchor):
-                return session
-            proof = replace(session.proof, other_anchor=event.trust_anchor)
-            expires_at = max(session.expires_at, event.expires_at)
-            return replace(session, proof=proof, expires_at=expires_at, before_update=_route(session))
+            return _absorb_renew(session, event)
         case Kept():
             targets, proof, expires_at = session.before_update or _route(session)
             return replace(session, targets=targets, proof=proof, expires_at=expires_at, before_update=None)
@@ -432,11 +435,7 @@ def _route(session: Session) -> Route:
 def _absorb_update(session: Session, event: Update, state: State) -> Session:
     _check_count(session, "remote_listeners", event.targets)
     known = session.proof
-    if (event.targets, event.proof.certificate, event.proof.trust_anchor) == (
-        session.targets,
-        known.certificate,
-        known.trust_anchor,
-    ):
+    if (event.targets, replace(event.proof, other_anchor=b"")) == (session.targets, replace(known, other_anchor=b"")):
         return session
     if session.state in (S.STARTING, S.RECOVERING):
         raise _refusal(session, event)
@@ -449,6 +448,16 @@ def _absorb_update(session: Session, event: Update, state: State) -> Session:
         proof = replace(proof, other_anchor=known.trust_anchor)
     before = _route(session) if session.state is S.ACTIVE else None
     return replace(session, state=state, targets=event.targets, proof=proof, before_update=before)
+
+
+def _absorb_renew(session: Session, event: Renew) -> Session:
+    expires_at, anchor = max(session.expires_at, event.expires_at), event.trust_anchor
+    if not anchor:
+        return replace(session, expires_at=expires_at)
+    if anchor in (session.proof.trust_anchor, session.proof.other_anchor):
+        return session
+    proof = replace(session.proof, other_anchor=anchor)
+    return replace(session, proof=proof, expires_at=expires_at, before_update=_route(session))
 
 
 def _absorb_hello(session: Session, event: Hello, state: State) -> Session:

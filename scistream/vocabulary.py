@@ -85,9 +85,28 @@ class Role(StrEnum):
         return Role.CONS if self is Role.PROD else Role.PROD
 
 
+class Transport(StrEnum):
+    """What a session's two applications speak to each other."""
+
+    TCP = "tcp"
+    UDP = "udp"  # in plain between the gateways: no proxy encrypts it
+
+    @classmethod
+    def parse(cls, text: str) -> Transport:
+        """Read a protocol from the wire; none is TCP.
+
+        Raises:
+            InvalidArgument: the text is neither tcp nor udp.
+        """
+        try:
+            return cls(text or cls.TCP)
+        except ValueError:
+            raise InvalidArgument(f"protocol {shown(text)} is unknown; use tcp or udp") from None
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a program listens: a host (name, IPv4 or IPv6 without brackets) and a TCP port 1-65535.
+    """Where a program listens: a host (name, IPv4 or IPv6 without brackets) and a port 1-65535.
 
     Raises:
         InvalidArgument: the host or the port could not be one.

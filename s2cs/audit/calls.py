@@ -10,11 +10,22 @@ from s2cs.audit.log import Audit
 from s2cs.auth import Caller, KeyHolder
 from scistream.errors import ScistreamError, Unauthenticated
 from scistream.machine import Session
-from scistream.vocabulary import Role
+from scistream.vocabulary import Role, Transport
 
 # The others only tell; of them refusals are recorded.
 _DECIDING = ("req", "hello", "update", "renew", "release", "login", "kill", "drain")
-_ASKED = ("uid", "role", "num_conn", "rate", "rate_bytes_per_s", "backend", "lease_s", "producer", "consumer")
+_ASKED = (
+    "uid",
+    "role",
+    "protocol",
+    "num_conn",
+    "rate",
+    "rate_bytes_per_s",
+    "backend",
+    "lease_s",
+    "producer",
+    "consumer",
+)
 _ADDRESSES = ("remote_listeners", "prod_listeners")
 _MOST_ADDRESSES = 8  # of those that were asked for and refused
 
@@ -87,6 +98,7 @@ def granted(method: str, session: Session | None) -> dict[str, object]:
     request = session.request
     if method == "req":
         return {
+            **({} if request.protocol is Transport.TCP else {"protocol": request.protocol, "encrypted": False}),
             "num_conn": request.num_conn,
             "rate_bytes_per_s": request.rate.bytes_per_s,
             "backend": session.backend,
@@ -98,7 +110,11 @@ def granted(method: str, session: Session | None) -> dict[str, object]:
     if method == "hello":
         return {"targets": session.prod_listeners}
     if method == "update":
-        return {"targets" if session.role is Role.PROD else "peers": session.targets}
+        peers = session.proof.peers.decode().split()
+        return {
+            "targets" if session.role is Role.PROD else "peers": session.targets,
+            **({"wan_peers": peers} if peers else {}),
+        }
     if method == "renew":
         return {"lease_s": round(session.expires_at - session.created_at)}
     return {}

@@ -26,6 +26,7 @@ def policy() -> None:
 @click.option("--num-conn", default=1, show_default=True, metavar="N", help="Connections of a session.")
 @click.option("--rate", default="0", metavar="R", help="Its rate, as 10Gb/s [default: no limit].")
 @click.option("--lease", default="", metavar="T", help="Its lease, as 8h [default: the usual one].")
+@click.option("--protocol", default="tcp", metavar="P", help="tcp, or udp, which goes in plain [default: tcp].")
 @click.option("--backend", default="", metavar="B", help="Its proxy [default: the usual one].")
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -37,6 +38,7 @@ def test(
     num_conn: int,
     rate: str,
     lease: str,
+    protocol: str,
     backend: str,
     file: Path | None,
     as_json: bool,
@@ -51,7 +53,7 @@ def test(
     from s2cs.policy.decision import Open, Use, used  # noqa: PLC0415
     from s2cs.policy.explain import Explainer  # noqa: PLC0415
     from scistream.machine import Owner  # noqa: PLC0415
-    from scistream.vocabulary import Rate, Role, parse_duration, parse_endpoints  # noqa: PLC0415
+    from scistream.vocabulary import Rate, Role, Transport, parse_duration, parse_endpoints  # noqa: PLC0415
 
     settings = load(file)
     explainer = Explainer(settings, file)
@@ -62,8 +64,11 @@ def test(
     use: Use = used(running)
     asked = Open(num_conn, Rate.parse(rate), parse_duration(lease) if lease else 0, backend, use)
     answers = [explainer.opening(whom, asked)]
+    udp = Transport.parse(protocol) is Transport.UDP
+    if udp:
+        answers += explainer.datagrams(whom, asked)
     for role, endpoints in ((Role.PROD, targets), (Role.CONS, peers)):
-        answers += asyncio.run(explainer.leading(whom, role, parse_endpoints(endpoints)))
+        answers += asyncio.run(explainer.leading(whom, role, parse_endpoints(endpoints), udp))
     allowed = all(answer.decision.allowed for answer in answers)
     if as_json:
         click.echo(

@@ -13,8 +13,9 @@ from pydantic import BaseModel
 
 from s2cs.policy.addresses import Address, is_own, never
 from s2cs.policy.reach import Reach
+from s2cs.s2ds.contract import NO_UDP_AT_ONE_PORT
 from s2cs.settings import Policy, Rule, Settings
-from scistream.errors import InvalidArgument, PermissionDenied, ResourceExhausted, ScistreamError
+from scistream.errors import FailedPrecondition, InvalidArgument, PermissionDenied, ResourceExhausted, ScistreamError
 from scistream.machine import Owner, Session
 from scistream.vocabulary import Endpoint, Rate, Role, duration
 
@@ -98,7 +99,23 @@ class Forward:
         return f"{self.name}:{self.port} ({self.address})" if self.name not in ("", endpoint.host) else str(endpoint)
 
 
-Action = Open | Lease | Forward
+@dataclass(frozen=True, slots=True)
+class Datagrams:
+    """To have UDP, which goes in plain between gateways."""
+
+    role: Role
+    rate: Rate = Rate()
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """To exchange UDP with another gateway."""
+
+    address: Address
+    name: str = ""  # the host as the user wrote it
+
+
+Action = Open | Lease | Forward | Datagrams | Trust
 
 
 def decide(settings: Settings, user: Owner, action: Action) -> Decision:
@@ -116,6 +133,10 @@ def decide(settings: Settings, user: Owner, action: Action) -> Decision:
             return _lease(settings, user, action.lease_s)
         case Forward():
             return _forwarding(settings, user, action)
+        case Datagrams():
+            return _datagrams(settings, user, action)
+        case Trust():
+            return _trusting(settings, action)
 
 
 def used(running: Iterable[Session]) -> Use:
@@ -235,6 +256,35 @@ def _forwarding(settings: Settings, user: Owner, asked: Forward) -> Decision:
             return Decision(True, f"{asked} is in {reach}", place)
     hint = "; it is this gateway itself, which has to be named alone" if here else ""
     sentence = f"this gateway does not forward to {asked}; its operator allows it in {place} of s2cs.toml{hint}"
+    return Decision(False, sentence, place)
+
+
+def _datagrams(settings: Settings, user: Owner, asked: Datagrams) -> Decision:
+    place = Place("policy", "trusted_wan")
+    if not settings.policy.trusted_wan:
+        sentence = (
+            "udp goes between gateways in plain, and this one trusts no network with that; use tcp, or ask its "
+            f"operator for the other gateway's network in {place} of s2cs.toml"
+        )
+        return Decision(False, sentence, place)
+    if asked.role is Role.PROD and settings.network.wan_port:
+        return Decision(False, NO_UDP_AT_ONE_PORT, Place("network", "wan_port"), FailedPrecondition)
+    number, rule = rule_of(settings.policy, user)
+    if rule is not None and rule.rate is not None:
+        sentence = f"you get {rule.rate} here, and no rate can be kept for udp; use tcp"
+        return Decision(False, sentence, Place("policy.rules", "rate", number))
+    if asked.rate.bytes_per_s:
+        return Decision(False, "no rate can be kept for udp; ask for none, or use tcp", Place(), InvalidArgument)
+    return Decision(True, "udp may go in plain to and from some networks", place)
+
+
+def _trusting(settings: Settings, asked: Trust) -> Decision:
+    place, shown = Place("policy", "trusted_wan"), asked.name or str(asked.address)
+    name = f"{shown} ({asked.address})" if shown != str(asked.address) else shown
+    for reach in settings.policy.trusted_wan:
+        if reach.covers(asked.address, 1):
+            return Decision(True, f"{name} is in {reach}", place)
+    sentence = f"this gateway does not trust {name} with udp in plain; use tcp, or its operator adds it to {place}"
     return Decision(False, sentence, place)
 
 

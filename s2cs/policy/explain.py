@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from s2cs.policy.decision import Decision, Forward, Open, Place, decide, rule_of
+from s2cs.policy.decision import Datagrams, Decision, Forward, Open, Place, Trust, decide, rule_of
 from s2cs.policy.resolver import Resolver
 from s2cs.policy.sessions import ours
 from s2cs.settings import Settings
@@ -53,8 +53,16 @@ class Explainer:
         words += [f"backend {asked.backend}"] if asked.backend else []
         return self._answer("a session: " + ", ".join(words), decide(self._settings, user, asked))
 
-    async def leading(self, user: Owner, role: Role, endpoints: Iterable[Endpoint]) -> list[Answer]:
-        """Judge where a session is to lead, names looked up as the gateway does.
+    def datagrams(self, user: Owner, asked: Open) -> list[Answer]:
+        """Judge a request for UDP, for either side."""
+        sides = ((Role.PROD, "producer's"), (Role.CONS, "consumer's"))
+        return [
+            self._answer(f"udp in plain, {side} side", decide(self._settings, user, Datagrams(role, asked.rate)))
+            for role, side in sides
+        ]
+
+    async def leading(self, user: Owner, role: Role, endpoints: Iterable[Endpoint], udp: bool = False) -> list[Answer]:
+        """Judge where a session is to lead, names looked up as the gateway does; for UDP, whether a peer is trusted.
 
         Raises:
             InvalidArgument: a name does not resolve here.
@@ -62,12 +70,16 @@ class Explainer:
         """
         resolver, own, answers = Resolver(), ours(self._settings), []
         for endpoint in endpoints:
+            addresses = await resolver.addresses(endpoint)
             decisions = [
                 decide(self._settings, user, Forward(role, address, endpoint.port, endpoint.host, own))
-                for address in await resolver.addresses(endpoint)
+                for address in addresses
             ]
-            decision = next((each for each in decisions if each.allowed), decisions[0])
-            answers.append(self._answer(f"{'target' if role is Role.PROD else 'peer'} {endpoint}", decision))
+            number = next((i for i, each in enumerate(decisions) if each.allowed), 0)
+            answers.append(self._answer(f"{'target' if role is Role.PROD else 'peer'} {endpoint}", decisions[number]))
+            if udp and role is Role.CONS:
+                trusted = decide(self._settings, user, Trust(addresses[number], endpoint.host))
+                answers.append(self._answer(f"udp to and from peer {endpoint}", trusted))
         return answers
 
     def _answer(self, asked: str, decision: Decision) -> Answer:

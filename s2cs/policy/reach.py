@@ -46,6 +46,17 @@ class Reach:
             raise InvalidArgument(f"{shown(text)} is {why}, and nothing is ever forwarded there; leave it out")
         return cls(found, _ports(ports) if ports else None)
 
+    @classmethod
+    def whole(cls, text: str) -> Self:
+        """Read `NETWORK`, of which all ports are meant.
+
+        Raises:
+            InvalidArgument: it is none, or has ports.
+        """
+        if (found := cls.parse(text)).ports is not None:
+            raise InvalidArgument(f"{shown(text)} has ports, and whole hosts are meant here; write 198.51.100.0/24")
+        return found
+
     def covers(self, address: Address, port: int) -> bool:
         """Tell whether an address and port are meant.
 

@@ -8,13 +8,15 @@ from collections.abc import Container, Iterable
 
 from s2cs.auth import Caller, KeyHolder
 from s2cs.policy.addresses import Address, own_addresses, plain
-from s2cs.policy.decision import Decision, Forward, Open, Use, allowed_backends, decide
+from s2cs.policy.decision import Action, Datagrams, Decision, Forward, Open, Trust, Use, allowed_backends, decide
 from s2cs.policy.resolver import Resolver
 from s2cs.s2ds.contract import BackendInfo, Capability
 from s2cs.settings import Settings
 from scistream.errors import FailedPrecondition, InvalidArgument
 from scistream.machine import Owner, Request, Session
-from scistream.vocabulary import Endpoint, Role
+from scistream.vocabulary import Endpoint, Role, Transport
+
+MOST_PEERS = 16  # addresses of the other gateway
 
 
 def judged(caller: Caller | KeyHolder, session: Session) -> Owner:
@@ -46,12 +48,15 @@ def backend_for(settings: Settings, user: Owner, request: Request, backends: Ite
         able = [info.name for info in backends if info.available and Capability.PSK in info.capabilities]
         if found := next((name for name in able if not allowed or name in allowed), ""):
             return found
-    if not allowed or usual in allowed:
+    udp = request.protocol is Transport.UDP
+    if (not allowed or usual in allowed) and (usual == "auto" or not udp):
         return usual
+    needed = {Capability.UDP} if udp else {Capability.RATE_LIMIT} if request.rate.bytes_per_s else set()
     for info in backends:
-        limits_rate = Capability.RATE_LIMIT in info.capabilities
-        if info.name in allowed and info.available and (limits_rate or not request.rate.bytes_per_s):
+        if (not allowed or info.name in allowed) and info.available and needed <= info.capabilities:
             return info.name
+    if not allowed:
+        return usual  # the data server says what is missing
     raise FailedPrecondition(
         f"none of the backends that you may have here ({', '.join(allowed)}) can do this; ask its operator"
     )
@@ -99,11 +104,36 @@ async def admit_targets(
         ]
         decision, address = next((each for each in decisions if each[0].allowed), decisions[0])
         decision.require()
+        if role is Role.CONS and session.request.protocol is Transport.UDP:
+            decide(settings, user, Trust(address, endpoint.host)).require()
         admitted.append(Endpoint(str(address), endpoint.port))
     for endpoint in admitted:
         if endpoint in session.listeners:
             raise InvalidArgument(f"{endpoint} is this session's own listener; it would lead to itself for ever")
     return tuple(admitted)
+
+
+async def admit_peers(settings: Settings, resolver: Resolver, user: Owner, hosts: Iterable[str]) -> tuple[Address, ...]:
+    """Resolve from where the other gateway's datagrams come, and see that this one trusts all of it.
+
+    Raises:
+        InvalidArgument: a host that cannot be one, or does not resolve.
+        DeadlineExceeded: the resolver does not answer.
+        PermissionDenied: outside of the networks that are trusted.
+    """
+    found: dict[Address, None] = {}
+    for host in dict.fromkeys(hosts):
+        ways = await resolver.addresses(Endpoint(host, 1))
+        decisions = [decide(settings, user, Trust(address, host)) for address in ways]
+        if not any(decision.allowed for decision in decisions):
+            decisions[0].require()
+        found.update((way, None) for way, decision in zip(ways, decisions, strict=True) if decision.allowed)
+    return tuple(found)[:MOST_PEERS]
+
+
+def trusted_peers(session: Session) -> tuple[Address, ...]:
+    """Read the addresses that a session of UDP takes datagrams from at the producer's side."""
+    return tuple(map(ipaddress.ip_address, session.proof.peers.decode().split()))
 
 
 def ours(settings: Settings) -> frozenset[Address]:
@@ -126,7 +156,12 @@ def objection(
     """Find what the settings have against a session that is there already; None when nothing."""
     own = ours(settings) if own is None else own
     request = session.request
-    actions: list[Open | Forward] = [Open(request.num_conn, request.rate, backend=session.backend)]
-    actions += [Forward(session.role, plain(x.ip), x.port, own=own) for x in session.targets if x.ip is not None]
+    actions: list[Action] = [Open(request.num_conn, request.rate, backend=session.backend)]
+    targets = [(plain(x.ip), x.port) for x in session.targets if x.ip is not None]
+    actions += [Forward(session.role, address, port, own=own) for address, port in targets]
+    if request.protocol is Transport.UDP:
+        actions.append(Datagrams(session.role, request.rate))
+        trusted = trusted_peers(session) if session.role is Role.PROD else [address for address, _ in targets]
+        actions += [Trust(address) for address in trusted]
     decisions = (decide(settings, user, action) for action in actions)
     return next((decision for decision in decisions if not decision.allowed), None)

@@ -97,6 +97,7 @@ class LocalConfig:
     in_flight: int = 0  # bytes on the way when the WAN is full; 0 where nobody has said
     ciphers: tuple[str, ...] = ()  # TLS 1.3 suites in order; empty: what suits this CPU
     grace_s: float = 1.0  # from the polite stop to KILL
+    flow_idle_s: int = 600  # a flow of UDP is over when nothing came for so long, and counted then
     start_timeout_s: float = 10.0
     count_s: float = 5.0  # between looks at the kernel's counters
     max_restarts: int = 5  # deaths within the window that are mended; one more is FATAL

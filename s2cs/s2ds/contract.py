@@ -9,10 +9,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
-from scistream.vocabulary import Endpoint, Rate, Role, Uid
+from scistream.vocabulary import Endpoint, Rate, Role, Transport, Uid
 from scistream.x509 import Credentials
+
+NO_UDP_AT_ONE_PORT = (
+    "udp has no names by which one WAN port could tell sessions apart; use tcp, or a gateway without [network] wan_port"
+)
 
 
 class Capability(StrEnum):
@@ -51,6 +56,7 @@ class TunnelSpec:
     num_conn: int
     backend: str = "auto"
     rate: Rate = Rate()
+    protocol: Transport = Transport.TCP  # UDP: plain on both sides
 
     @property
     def pace(self) -> int:
@@ -66,6 +72,7 @@ class Reservation:
     listeners: tuple[Endpoint, ...]  # as the other side is to reach them
     csr: bytes  # PKCS#10, DER
     node: str = ""  # where, if there are several
+    wan_host: str = ""  # of UDP: the host that its datagrams to the other gateway come from
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +83,21 @@ class PreSharedKey:
 
 
 @dataclass(frozen=True, slots=True)
+class TrustedPeers:
+    """Nothing that proves anything, for UDP: the other gateway is who sends from one of its addresses.
+
+    The producer's side takes datagrams of these alone; the consumer's has the bridge's targets, and needs none.
+    """
+
+    addresses: tuple[IPv4Address | IPv6Address, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Bridge:
     """Where listener i leads (targets[i % len]; IP addresses, never names), and the credentials."""
 
     targets: tuple[Endpoint, ...]
-    credentials: Credentials | PreSharedKey
+    credentials: Credentials | PreSharedKey | TrustedPeers
 
 
 class TunnelState(StrEnum):
@@ -110,8 +127,8 @@ class Traffic:
 
     from_producer: int = 0  # bytes from the producer's application towards the consumer's
     from_consumer: int = 0
-    open: int = 0  # connections
-    total: int = 0  # connections, those that ended among them
+    open: int = 0  # connections, or flows of UDP
+    total: int = 0  # those that ended among them
     bytes_per_s: int = 0  # both directions, lately
     peak_bytes_per_s: int = 0  # the highest that was ever
     lan: Leg = Leg()
@@ -150,6 +167,7 @@ class LegKind(StrEnum):
     APPLICATION = "application"  # the producer's accepts a connection
     HANDSHAKE = "handshake"  # the producer's gateway proves itself, and takes this one's certificate
     STRANGER = "stranger"  # it refuses who has no certificate
+    PLAIN = "plain"  # UDP to the other gateway: nothing can be tried of it
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
-from s2cs.s2ds.contract import Bridge, PreSharedKey
+from s2cs.s2ds.contract import Bridge, PreSharedKey, TrustedPeers
 from scistream.vocabulary import Uid
 from scistream.x509 import PrivateKey, SessionCA
 
@@ -18,6 +18,9 @@ ANCHORS = "ca.pem"
 LEAF = "leaf.pem"
 """What the proxy shows, with its key."""
 
+PEERS = "peers"
+"""Addresses that datagrams are taken from, a line each, in place of certificates."""
+
 _PSK = "psk"
 _FOR_EVER = timedelta(days=3650)
 
@@ -25,6 +28,8 @@ _FOR_EVER = timedelta(days=3650)
 def credential_files(bridge: Bridge, key: PrivateKey) -> Mapping[str, bytes]:
     """Give the files of a tunnel with a private key of its own."""
     credentials = bridge.credentials
+    if isinstance(credentials, TrustedPeers):
+        return {PEERS: "".join(f"{address}\n" for address in credentials.addresses).encode()}
     if isinstance(credentials, PreSharedKey):
         return {_PSK: f"{IDENTITY}:{credentials.key.hex()}\n".encode(), ANCHORS: _of_nobody()}
     return {LEAF: credentials.certificate.pem + key.pem, ANCHORS: credentials.trusted_pem}

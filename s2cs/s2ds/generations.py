@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Self
 
 from s2cs.s2ds.confinement import RUN, Confinement
-from s2cs.s2ds.credentials import ANCHORS, LEAF
+from s2cs.s2ds.credentials import ANCHORS, LEAF, PEERS
 from s2cs.s2ds.files import make, room, show, write
+from scistream.errors import Unavailable
 from scistream.x509 import Certificate
 
 _NEXT = "next"  # a configuration that is being judged
@@ -89,6 +91,18 @@ class Generations:
             InvalidArgument: it cannot be read.
         """
         return Certificate.all_from_pem((self._directory / str(self.in_force) / ANCHORS).read_bytes())
+
+    def peers(self) -> tuple[IPv4Address | IPv6Address, ...]:
+        """Read whose datagrams are taken, of the generation in force.
+
+        Raises:
+            Unavailable: they cannot be read.
+        """
+        file = self._directory / str(self.in_force) / PEERS
+        try:
+            return tuple(map(ip_address, file.read_text().split()))
+        except (OSError, ValueError) as error:
+            raise Unavailable(f"{file} cannot be read ({error}); release the session, and request another") from None
 
     @property
     def credentials(self) -> tuple[Path, Path]:

@@ -18,6 +18,7 @@ from s2cs.s2ds.backends.base import Backend, Found
 from s2cs.s2ds.config import Interface, LocalConfig
 from s2cs.s2ds.confinement import Confinement, choose
 from s2cs.s2ds.contract import (
+    NO_UDP_AT_ONE_PORT,
     BackendInfo,
     Bridge,
     LegCheck,
@@ -48,7 +49,7 @@ from scistream.errors import (
     ResourceExhausted,
     ScistreamError,
 )
-from scistream.vocabulary import Role, shown
+from scistream.vocabulary import Role, Transport, shown
 from scistream.x509 import PrivateKey
 
 log = logging.getLogger(__name__)
@@ -170,10 +171,12 @@ class LocalDataServer:
             raise InvalidArgument(f"num_conn {spec.num_conn} is not a number of connections; use 1 or more")
         backend, found = self._choose(spec)
         wan_port = self._config.wan_port if spec.role is Role.PROD else 0
+        if wan_port and spec.protocol is Transport.UDP:
+            raise FailedPrecondition(NO_UDP_AT_ONE_PORT)
         interface, free = self._config.interface(spec.role, wan_port), self.free_ports(spec.role)
         if spec.num_conn > free:
             raise too_few(spec.num_conn, free, self._config.ports, interface)
-        listeners = Listeners.bind(interface, self._config.ports, spec.num_conn)
+        listeners = Listeners.bind(interface, self._config.ports, spec.num_conn, spec.protocol)
         record = Record(spec, backend.name, listeners.ports, PrivateKey.generate(), wan_port)
         directory = self._config.directory / spec.id
         try:
@@ -302,7 +305,7 @@ class LocalDataServer:
         reasons = []
         for backend in BACKENDS.values() if name == "auto" else (BACKENDS[name],):
             found = self._find(backend)
-            reason = found.reason or backend.lacks(spec.rate.bytes_per_s)
+            reason = found.reason or backend.lacks(spec)
             if not reason:
                 return backend, found
             reasons.append(reason)
@@ -320,7 +323,7 @@ class LocalDataServer:
                     "its user requests another session"
                 )
             interface = self._config.interface(record.spec.role, record.wan_port)
-            listeners = Listeners.regain(interface, record.ports, holders)
+            listeners = Listeners.regain(interface, record.ports, holders, record.spec.protocol)
         except (ScistreamError, KeyError) as error:
             log.warning("%s is cleared away: %s", directory, error)
             await self._clear(directory)

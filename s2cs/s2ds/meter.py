@@ -17,7 +17,7 @@ from pathlib import Path
 
 from s2cs.s2ds import procfs
 from s2cs.s2ds.contract import Leg, Traffic
-from s2cs.s2ds.sockdiag import Connection, connections
+from s2cs.s2ds.sockdiag import Connection, connections, flows
 from scistream.vocabulary import Role
 
 _RATE_S = 0.5  # a rate is the mean over so long at least
@@ -30,6 +30,7 @@ class Group:
     leader: int
     role: Role
     ports: frozenset[int]  # of the listeners
+    udp: bool = False  # it has flows: the kernel knows how many there are, and counts no bytes of them
 
     def pids(self) -> tuple[int, ...]:
         """The processes that may hold its sockets."""
@@ -55,6 +56,9 @@ def measure(groups: Iterable[Group]) -> dict[int, Live]:
     """
     owners = {inode: group for group in groups for pid in group.pids() for inode in procfs.sockets(pid)}
     found = {group.leader: Live() for group in owners.values()}
+    if any(group.udp for group in owners.values()):
+        for inode in flows(owners):
+            found[owners[inode].leader].open += 1
     for each in connections(owners):
         group = owners[each.inode]
         live = found[group.leader]
@@ -123,8 +127,10 @@ class Ledger:
 class Meter:
     """What one tunnel has moved in all."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, rates: bool = True) -> None:
+        """Count; without rates where bytes are known only of what has ended."""
         self.ledger = ledger
+        self._rates = rates
         self._live: dict[int, Live] = {}
         self._gone: set[int] = set()  # proxies that have ended
         self._closed_then = ledger.closed  # when the kernel was last looked at
@@ -154,6 +160,8 @@ class Meter:
     def _take_rate(self, now: float) -> None:
         """Take the mean rate since it was last taken: over a few milliseconds it would say nothing."""
         since, before = self._mark or (now, 0)
+        if not self._rates:
+            return
         if self._mark is not None and now - since < _RATE_S:
             return
         traffic = self.traffic

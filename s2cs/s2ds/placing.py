@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import inf
 
-from s2cs.s2ds.contract import BackendInfo, TunnelSpec
+from s2cs.s2ds.contract import BackendInfo, Capability, TunnelSpec
 from scistream.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, ScistreamError, Unavailable
-from scistream.vocabulary import Rate, shown
+from scistream.vocabulary import Rate, Transport, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,8 @@ def _refusal(spec: TunnelSpec, node: Candidate) -> ScistreamError | None:
     infos = [info for info in node.backends if spec.backend in ("auto", info.name)]
     if not any(info.available for info in infos):
         return FailedPrecondition(f"node {node.name}: {'; '.join(info.reason for info in infos)}")
+    if spec.protocol is Transport.UDP and not any(i.available and Capability.UDP in i.capabilities for i in infos):
+        return FailedPrecondition(f"node {node.name} has nothing that carries UDP; its operator installs nginx")
     if node.drained:
         return ResourceExhausted(f"node {node.name} is being drained")
     if spec.num_conn > node.free_ports:

@@ -8,23 +8,33 @@ import os
 import random
 import socket
 from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address
 from typing import Self
 
 from s2cs.s2ds.config import Interface, Keepalive
 from s2cs.s2ds.pacing import copied, set_pace
+from s2cs.s2ds.senders import take_all, take_only
 from scistream.errors import FailedPrecondition, ResourceExhausted, Unavailable
-from scistream.vocabulary import Endpoint, PortRange
+from scistream.vocabulary import Endpoint, PortRange, Transport
 
 _BACKLOG = 4096  # connections that wait while a proxy starts; the kernel caps it at net.core.somaxconn
 _KEEPALIVE = Keepalive()
+_DATAGRAMS = 8 * 2**20  # bytes of them that may wait; the kernel caps it at net.core.rmem_max
 
 
 class Listeners:
     """Sockets bound at random free ports, handed down to a proxy and held until the tunnel ends."""
 
-    def __init__(self, interface: Interface, sockets: tuple[socket.socket, ...], ports: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        interface: Interface,
+        sockets: tuple[socket.socket, ...],
+        ports: tuple[int, ...] = (),
+        protocol: Transport = Transport.TCP,
+    ) -> None:
         """Hold sockets; or none, of ports that a living proxy has and does not give away."""
         self.interface = interface
+        self.protocol = protocol
         self.sockets = sockets
         self.ports = ports or tuple(s.getsockname()[1] for s in sockets)
         self.bound = tuple(Endpoint(interface.bind, port) for port in self.ports)
@@ -36,7 +46,7 @@ class Listeners:
         return frozenset(os.fstat(s.fileno()).st_ino for s in self.sockets)
 
     @classmethod
-    def bind(cls, interface: Interface, ports: PortRange, count: int) -> Self:
+    def bind(cls, interface: Interface, ports: PortRange, count: int, protocol: Transport = Transport.TCP) -> Self:
         """Take `count` ports, all or none.
 
         Raises:
@@ -48,7 +58,7 @@ class Listeners:
             for port in _shuffled(ports):
                 if len(sockets) == count:
                     break
-                if (bound := _bind(interface, port)) is not None:
+                if (bound := _bind(interface, port, protocol)) is not None:
                     sockets.append(bound)
             if len(sockets) < count:
                 raise too_few(count, len(sockets), ports, interface)
@@ -56,20 +66,26 @@ class Listeners:
             for each in sockets:
                 each.close()
             raise
-        return cls(interface, tuple(sockets))
+        return cls(interface, tuple(sockets), protocol=protocol)
 
     @classmethod
-    def regain(cls, interface: Interface, ports: tuple[int, ...], holders: tuple[int, ...]) -> Self:
+    def regain(
+        cls,
+        interface: Interface,
+        ports: tuple[int, ...],
+        holders: tuple[int, ...],
+        protocol: Transport = Transport.TCP,
+    ) -> Self:
         """Take the listeners of an earlier server back: out of a living proxy, or by binding the ports again.
 
         Where the kernel does not let this process look into the proxy, it keeps them alone, and they are bound
-        again if it dies: connections are refused for that moment.
+        again if it dies: connections are refused, and datagrams lost, for that moment.
 
         Raises:
             Unavailable: no proxy lives, and a port was taken meanwhile.
         """
         if not holders:
-            regained = cls(interface, (), ports)
+            regained = cls(interface, (), ports, protocol)
             regained.ensure()
             return regained
         for holder in holders:
@@ -79,10 +95,10 @@ class Listeners:
                 each.close()
             held = tuple(s for s in sockets if s is not None)
             if len(held) == len(ports):
-                return cls(interface, held)
+                return cls(interface, held, protocol=protocol)
             for each in held:
                 each.close()
-        return cls(interface, (), ports)
+        return cls(interface, (), ports, protocol)
 
     def ensure(self) -> None:
         """Hold the sockets, if they are not held.
@@ -94,13 +110,26 @@ class Listeners:
             return
         bound: list[socket.socket] = []
         for port in self.ports:
-            if (taken := _bind(self.interface, port)) is None:
+            if (taken := _bind(self.interface, port, self.protocol)) is None:
                 for each in bound:
                     each.close()
                 where = Endpoint(self.interface.bind, port)
                 raise Unavailable(f"another program has taken {where} meanwhile; keep the port range for S2DS")
             bound.append(taken)
         self.sockets = tuple(bound)
+
+    def receive(self, senders: tuple[IPv4Address | IPv6Address, ...] | None) -> None:
+        """Receive datagrams from now on: of these addresses alone, or of all. Before, nothing is received.
+
+        Raises:
+            Unavailable: another program has one of the ports.
+        """
+        self.ensure()
+        for each in self.sockets:
+            if senders is None:
+                take_all(each)
+            else:
+                take_only(each, senders)
 
     def listen(self, pace: int = 0, send_buffer: int = 0) -> None:
         """Accept into the backlog from now on. What is accepted inherits all that is set here.
@@ -113,6 +142,8 @@ class Listeners:
             Unavailable: another program has one of the ports.
         """
         self.ensure()
+        if self.protocol is Transport.UDP:
+            return  # see `receive`
         try:
             for each in self.sockets:
                 # Connections inherit it: their ports can be bound again while they are in TIME_WAIT.
@@ -169,16 +200,23 @@ def inherited(holder: int, count: int) -> list[socket.socket]:
     return found
 
 
-def _bind(interface: Interface, port: int) -> socket.socket | None:
+def _bind(interface: Interface, port: int, protocol: Transport) -> socket.socket | None:
     """Bind one port, or answer None when somebody has it."""
     family = socket.AF_INET6 if interface.ip.version == 6 else socket.AF_INET
+    udp = protocol is Transport.UDP
     try:
-        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound = socket.socket(family, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM)
     except OSError as error:
         raise ResourceExhausted(
             f"no socket can be opened ({error.strerror}); release sessions, or raise LimitNOFILE of this service"
         ) from None
     try:
+        if udp:  # never with SO_REUSEADDR: others could bind the port, too, and take the datagrams
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _DATAGRAMS)
+            bound.setblocking(False)
+            take_only(bound, ())
+            bound.bind((interface.bind, port))
+            return bound
         # Old connections in TIME_WAIT are no obstacle ...
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((interface.bind, port))

@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 _EPOLL_ENTRY = re.compile(r"^tfd:.*\bino:([0-9a-f]+)", re.MULTILINE)
-_ESTABLISHED, _LISTEN = "01", "0A"  # in the tables of TCP
+_ESTABLISHED, _LISTEN, _UNCONNECTED = "01", "0A", "07"  # in the tables of TCP, and of UDP
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
 
 
@@ -137,6 +137,21 @@ def connections(inodes: frozenset[int]) -> Iterator[tuple[int, tuple[str, int] |
                 address, _, port = remote.partition(":")
                 peer = None if state == _LISTEN else (_address(address), int(port, 16))
                 yield int(local.rpartition(":")[2], 16), peer
+
+
+def receiving(inodes: frozenset[int]) -> frozenset[int]:
+    """Give the ports of the UDP sockets among these that receive from more than one peer."""
+    found = set()
+    for table in ("/proc/net/udp", "/proc/net/udp6"):
+        try:
+            lines = _read(table).splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            _, local, _, state, *rest = line.split()
+            if state == _UNCONNECTED and int(rest[5]) in inodes:
+                found.add(int(local.rpartition(":")[2], 16))
+    return frozenset(found)
 
 
 def _address(text: str) -> str:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Self
 
 from s2cs.s2ds.confinement import Confinement
-from s2cs.s2ds.contract import Bridge, PreSharedKey, TunnelSpec
+from s2cs.s2ds.contract import Bridge, PreSharedKey, TrustedPeers, TunnelSpec
 from s2cs.s2ds.files import make, write
 from s2cs.s2ds.generations import entrust
 from scistream.errors import InvalidArgument, ScistreamError
-from scistream.vocabulary import Rate, Role, Uid
+from scistream.vocabulary import Rate, Role, Transport, Uid
 from scistream.x509 import PrivateKey
 
 _RECORD, _KEY = "tunnel.json", "key.pem"
@@ -33,7 +33,8 @@ class Record:
         """See that a bridge is for this tunnel.
 
         Raises:
-            InvalidArgument: it has no target, a target that is a name, or credentials of another session, side or key.
+            InvalidArgument: it has no target, a target that is a name, or credentials of another session, side or key;
+                or it is of UDP and has some, or nobody to take datagrams from.
         """
         spec = self.spec
         if not bridge.targets:
@@ -41,7 +42,14 @@ class Record:
         for target in bridge.targets:
             if target.ip is None:
                 raise InvalidArgument(f"target {target} is a name; resolve it to an IP address first")
-        if not isinstance(bridge.credentials, PreSharedKey):
+        if isinstance(bridge.credentials, TrustedPeers) is not (spec.protocol is Transport.UDP):
+            raise InvalidArgument(
+                f"tunnel {spec.id} is of {spec.protocol}; give it credentials if that is tcp, and none if it is udp"
+            )
+        if isinstance(bridge.credentials, TrustedPeers):
+            if spec.role is Role.PROD and not bridge.credentials.addresses:
+                raise InvalidArgument(f"tunnel {spec.id} was given no address of the other gateway; name at least one")
+        elif not isinstance(bridge.credentials, PreSharedKey):
             bridge.credentials.check(spec.uid, spec.role, self.key.key.public_key(), datetime.now(UTC))
 
     def save(self, directory: Path, confinement: Confinement) -> None:
@@ -57,6 +65,7 @@ class Record:
             "role": spec.role,
             "num_conn": spec.num_conn,
             "rate": spec.rate.bytes_per_s,
+            "protocol": spec.protocol,
             "backend": self.backend,
             "ports": self.ports,
             "wan_port": self.wan_port,
@@ -75,8 +84,10 @@ class Record:
         """
         try:
             body = json.loads((directory / _RECORD).read_text())
-            rate = Rate(body["rate"])
-            spec = TunnelSpec(body["id"], Uid(body["uid"]), Role(body["role"]), body["num_conn"], body["backend"], rate)
+            rate, protocol = Rate(body["rate"]), Transport.parse(body.get("protocol", ""))
+            spec = TunnelSpec(
+                body["id"], Uid(body["uid"]), Role(body["role"]), body["num_conn"], body["backend"], rate, protocol
+            )
             key = PrivateKey.from_pem((directory / _KEY).read_bytes())
             return cls(spec, body["backend"], tuple(map(int, body["ports"])), key, int(body["wan_port"]))
         except (OSError, ValueError, KeyError, TypeError, ScistreamError) as error:

@@ -23,7 +23,7 @@ from s2cs.s2ds.ports import Listeners
 from s2cs.s2ds.proxy import Proxy, clear, handles, log_of, until_serving
 from s2cs.s2ds.record import Record
 from scistream.errors import Unavailable
-from scistream.vocabulary import Role
+from scistream.vocabulary import Role, Transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,16 @@ class Runner:
             await _finished(check.process.stop(Signals.SIGKILL, 0))
             check.forget()
 
+    def admit(self) -> None:
+        """Let UDP in from where the files in force have it: the WAN side from the other gateway alone.
+
+        Raises:
+            Unavailable: another program has one of the ports, or the files cannot be read.
+        """
+        spec = self._record.spec
+        if spec.protocol is Transport.UDP:
+            self._listeners.receive(self.files.peers() if spec.role is Role.PROD else None)
+
     async def launch(self) -> Proxy:
         """Start the proxy on the sockets, with the files in force; return when it serves, or leave nothing.
 
@@ -85,6 +95,7 @@ class Runner:
             Unavailable: it does not come up; the message ends with its last words.
         """
         config, spec = self._means.config, self._record.spec
+        self.admit()
         to_the_wan = spec.role is Role.PROD and not self._record.wan_port  # data comes from the producer
         self._listeners.listen(spec.pace, send_buffer(config.in_flight) if to_the_wan else 0)
         self._launched += 1

@@ -46,14 +46,31 @@ def connections(inodes: Container[int]) -> Iterator[Connection]:
     Raises:
         OSError: the kernel does not tell.
     """
+    for data, at, length, inode in _found(socket.IPPROTO_TCP, _STATES, inodes):
+        if found := _read(data, at, length, inode):
+            yield found
+
+
+def flows(inodes: Container[int]) -> Iterator[int]:
+    """Give the inodes of those UDP sockets among these that have a peer. The kernel counts no bytes of them.
+
+    Raises:
+        OSError: the kernel does not tell.
+    """
+    for _, _, _, inode in _found(socket.IPPROTO_UDP, 1 << _ESTABLISHED, inodes):
+        yield inode
+
+
+def _found(protocol: int, states: int, inodes: Container[int]) -> Iterator[tuple[bytes, int, int, int]]:
+    """Dump a protocol's sockets; of each that is meant give the answer it is in, where and how long, and its inode."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _SOCK_DIAG) as kernel:
         for family in (socket.AF_INET, socket.AF_INET6):
-            ask = _ASK.pack(family, socket.IPPROTO_TCP, 1 << (_INFO - 1), 0, _STATES)
+            ask = _ASK.pack(family, protocol, 1 << (_INFO - 1), 0, states)
             kernel.send(_HEADER.pack(_HEADER.size + len(ask), _BY_FAMILY, _REQUEST | _DUMP, 0, 0) + ask)
             yield from _answers(kernel, inodes)
 
 
-def _answers(kernel: socket.socket, inodes: Container[int]) -> Iterator[Connection]:
+def _answers(kernel: socket.socket, inodes: Container[int]) -> Iterator[tuple[bytes, int, int, int]]:
     while True:
         data = kernel.recv(1 << 18)
         at = 0
@@ -65,8 +82,8 @@ def _answers(kernel: socket.socket, inodes: Container[int]) -> Iterator[Connecti
                 (error,) = struct.unpack_from("=i", data, at + _HEADER.size)
                 raise OSError(-error, "the kernel does not tell of its connections")
             (inode,) = struct.unpack_from("=I", data, at + _INODE_AT)
-            if inode in inodes and (found := _read(data, at, length, inode)):
-                yield found
+            if inode in inodes:
+                yield data, at, length, inode
             at += (length + 3) & ~3
 
 

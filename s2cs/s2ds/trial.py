@@ -12,7 +12,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from s2cs.s2ds import procfs
-from s2cs.s2ds.contract import Bridge, LegCheck, LegKind, PreSharedKey, TunnelSpec
-from scistream.vocabulary import Endpoint, Role, printable
+from s2cs.s2ds.contract import Bridge, LegCheck, LegKind, PreSharedKey, TrustedPeers, TunnelSpec
+from scistream.vocabulary import Endpoint, Role, Transport, printable
 from scistream.x509 import peer_name, way_name
 
 _BUDGET_S = 8.0  # for all of it: callers give a call 12 seconds
@@ -32,6 +32,8 @@ _PATIENCE_S = 0.3, 2.0  # how long a refusal of our certificate may take, at lea
 _AT_ONCE = 16
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: what was opened is ended at once
 _RUNNING = "a running stream shows it"
+_SILENT = "not tried: nothing answers a UDP trial"
+_PLAIN = "not tried: UDP in plain, nobody proves who it is"
 _ALERTED = (ssl.SSLError, ConnectionError)
 
 
@@ -63,6 +65,8 @@ class Trial:
         """Try each leg; blocks for some seconds at most."""
         deadline = time.monotonic() + _BUDGET_S
         inodes = frozenset(inode for pid in self.pids for inode in procfs.sockets(pid))
+        if self.spec.protocol is Transport.UDP:
+            return self._datagrams(procfs.receiving(inodes))
         sockets = list(procfs.connections(inodes))
         listening = {port for port, peer in sockets if peer is None}
         running = {peer for _, peer in sockets if peer is not None}
@@ -80,10 +84,17 @@ class Trial:
                 checks += pool.map(lambda job: job(), jobs)
         return tuple(checks)
 
+    def _datagrams(self, receiving: Set[int]) -> tuple[LegCheck, ...]:
+        """See that the proxy receives; what lies beyond answers no trial, and proves nothing."""
+        kind, note = (LegKind.APPLICATION, _SILENT) if self.spec.role is Role.PROD else (LegKind.PLAIN, _PLAIN)
+        checks = [self._listener(listener, port in receiving) for listener, port in self.listeners]
+        targets = dict.fromkeys(self.bridge.targets[: self.spec.num_conn])
+        return (*checks, *(LegCheck(kind, target, note=note) for target in targets))
+
     def _goals(self) -> list[_Goal]:
         """Where the proxies connect to, each once."""
         targets, credentials = self.bridge.targets[: self.spec.num_conn], self.bridge.credentials
-        if self.spec.role is Role.PROD or isinstance(credentials, PreSharedKey):
+        if self.spec.role is Role.PROD or isinstance(credentials, (PreSharedKey, TrustedPeers)):
             return [_Goal(target, peer_name(self.spec.uid, Role.PROD)) for target in dict.fromkeys(targets)]
         return [_Goal(t, way_name(credentials.trust_anchor, self.spec.uid, i)) for i, t in enumerate(targets)]
 

@@ -22,6 +22,7 @@ from s2cs.s2ds.contract import (
     Printed,
     Reservation,
     Traffic,
+    TrustedPeers,
     TunnelEvent,
     TunnelSpec,
     TunnelState,
@@ -36,6 +37,7 @@ from s2cs.s2ds.record import Record
 from s2cs.s2ds.runner import Means, Runner
 from s2cs.s2ds.trial import Trial
 from scistream.errors import FailedPrecondition, ScistreamError, Unavailable
+from scistream.vocabulary import Transport
 from scistream.x509 import way_name
 
 _LAST_LOOKS_S = 0.2  # between looks at the kernel's counters while a tunnel is stopped
@@ -75,7 +77,7 @@ class Tunnel:
         self._proxy: Proxy | None = None
         self._draining: list[Proxy] = []
         self._ledger = Ledger(self._directory / "traffic.json")
-        self._meter = Meter(self._ledger)
+        self._meter = Meter(self._ledger, rates=record.spec.protocol is Transport.TCP)
         self._runner = Runner(means, record, backend, found, listeners, self._ledger)
         self._lock = asyncio.Lock()  # one change of the process at a time
         self._work: set[asyncio.Task[None]] = set()  # all that stop() has to interrupt
@@ -85,7 +87,9 @@ class Tunnel:
     def reservation(self) -> Reservation:
         """What was reserved."""
         spec = self.spec
-        return Reservation(self.backend.name, self.listeners.advertised, self._record.key.csr(spec.uid, spec.role))
+        csr = self._record.key.csr(spec.uid, spec.role)
+        wan_host = self._config.wan.advertise if spec.protocol is Transport.UDP else ""
+        return Reservation(self.backend.name, self.listeners.advertised, csr, wan_host=wan_host)
 
     def waits_as(self, spec: TunnelSpec) -> bool:
         """Tell whether it was reserved as this asks for, and not started."""
@@ -118,7 +122,7 @@ class Tunnel:
         if not self._record.wan_port or self._stopping or not (bridge or files.in_force):
             return {}
         credentials = bridge.credentials if bridge else None
-        if isinstance(credentials, PreSharedKey):
+        if isinstance(credentials, (PreSharedKey, TrustedPeers)):
             return {}  # it names no session, and is refused before it comes here
         anchors = credentials.anchors if credentials else files.anchors()
         numbered = list(enumerate(self.listeners.ports))
@@ -128,7 +132,8 @@ class Tunnel:
         """Begin a look at the kernel's counters: of these proxies; give `measured` what it says."""
         self._read_logs()
         ports = frozenset(self.listeners.ports)
-        groups = [Group(p.process.pid, self.spec.role, ports) for p in self._proxies if not p.process.ended]
+        udp = self.spec.protocol is Transport.UDP
+        groups = [Group(p.process.pid, self.spec.role, ports, udp) for p in self._proxies if not p.process.ended]
         return Look(time.monotonic(), self._ledger.closed, tuple(groups))
 
     def measured(self, look: Look, live: Mapping[int, Live]) -> None:
@@ -288,6 +293,7 @@ class Tunnel:
                 files.switch(old)
                 files.discard(new)
                 raise
+            self._runner.admit()
             files.discard(old)
 
     async def _end(self, cut: bool) -> None:

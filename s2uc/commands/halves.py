@@ -123,6 +123,7 @@ def _side(side: OpenSide) -> dict[str, Any]:
 @_with_where
 @click.option("--prod-listeners", type=ENDPOINTS, default=(), help="Where the producer listens [default: as it says].")
 @with_terms()
+@click.option("--wan-peers", default="", metavar="IP,IP", help="Of udp: what the consumer's gateway sends from.")
 @click.option("--uid", type=UID, help="Use this one.")
 @click.option("--ticket", type=FILE, help="Write the ticket there [default: UID.ticket].")
 @pass_settings
@@ -135,6 +136,7 @@ def inbound_request_command(
     remote_ip: str | None,
     receiver_ports: str | None,
     prod_listeners: tuple[Endpoint, ...],
+    wan_peers: str,
     uid: Uid | None,
     ticket: Path | None,
     **terms: Any,
@@ -173,6 +175,7 @@ def inbound_request_command(
         agreed,
         key,
         prod_listeners,
+        wan_peers=tuple(part.strip() for part in wan_peers.split(",") if part.strip()),
         deliver=lambda ticket: ticket.save(path),
         timeout=settings.call_timeout(),
         hello_timeout=settings.timeout,
@@ -204,7 +207,7 @@ def inbound_request_command(
 @click.command("outbound-request", cls=Command, example="s2uc outbound-request --gateway alcf --ticket scan7.ticket")
 @_with_where
 @click.option("--ticket", type=FILE, required=True, help="The ticket from the producer's user.")
-@with_terms(num_conn="the ticket's", rate="the ticket's")
+@with_terms(num_conn="the ticket's", rate="the ticket's", protocol=False)
 @pass_settings
 def outbound_request_command(
     settings: Settings,
@@ -237,6 +240,7 @@ def outbound_request_command(
         uid=made.uid,
         producer=made.producer,
         consumer=gateway or "",
+        protocol=made.protocol,
         **terms,
     )
     key = new_key()

@@ -24,7 +24,7 @@ from s2uc.commands.completion import backends, gateways
 from s2uc.config import SessionRecord
 from s2uc.files import remove
 from scistream.errors import FailedPrecondition
-from scistream.vocabulary import Endpoint, Rate, Role, Uid
+from scistream.vocabulary import Endpoint, Rate, Role, Transport, Uid
 
 if TYPE_CHECKING:
     from s2uc.saga import Plan
@@ -38,11 +38,19 @@ _TERMS = [
         shell_complete=backends,
         help="stunnel, haproxy, nginx or auto [default: the gateway's choice].",
     ),
+    click.option("--unencrypted", is_flag=True, help="Say that you know that udp is not encrypted."),
     click.option("--label", "labels", type=LABEL, multiple=True, metavar="K=V", help="A note, shown in lists; repeat."),
 ]
 
 
-def with_terms(num_conn: str = "1", rate: str = "no limit") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+_PROTOCOL = click.option(
+    "--protocol", type=click.Choice(list(map(str, Transport))), default="tcp", help="tcp [default], or udp in plain."
+)
+
+
+def with_terms(
+    num_conn: str = "1", rate: str = "no limit", protocol: bool = True
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command the options that say what is asked of a gateway; the help names these two defaults."""
     size = [
         click.option("--num-conn", "--num_conn", type=int, default=1, help=f"Connections [default: {num_conn}]."),
@@ -50,7 +58,7 @@ def with_terms(num_conn: str = "1", rate: str = "no limit") -> Callable[[Callabl
     ]
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(size + _TERMS):
+        for option in reversed(size + ([_PROTOCOL] if protocol else []) + _TERMS):
             command = option(command)
         return command
 
@@ -58,12 +66,28 @@ def with_terms(num_conn: str = "1", rate: str = "no limit") -> Callable[[Callabl
 
 
 def make_terms(
-    num_conn: int, rate: Rate, lease: int, backend: str, labels: tuple[tuple[str, str], ...], **more: Any
+    num_conn: int,
+    rate: Rate,
+    lease: int,
+    backend: str,
+    labels: tuple[tuple[str, str], ...],
+    protocol: str,
+    unencrypted: bool,
+    **more: Any,
 ) -> Terms:
     """Make what those options stand for."""
     from s2uc.side import Terms  # noqa: PLC0415
 
-    return Terms(num_conn=num_conn, rate=rate, lease_s=lease, backend=backend, labels=dict(labels), **more)
+    return Terms(
+        num_conn=num_conn,
+        rate=rate,
+        lease_s=lease,
+        backend=backend,
+        labels=dict(labels),
+        protocol=Transport.parse(protocol),
+        unencrypted=unencrypted,
+        **more,
+    )
 
 
 @click.command(

@@ -30,6 +30,7 @@ _WORDS = {
     ("producer", "application"): "producer's application",
     ("consumer", "handshake"): "TLS to other gateway",
     ("consumer", "stranger"): "strangers are refused",
+    ("consumer", "plain"): "UDP to other gateway",
 }
 
 
@@ -53,6 +54,11 @@ def verify_command(settings: Settings, uid: Uid, passive: bool) -> None:
         settings.say(
             f"{faults} of {len(legs)} legs are not as promised" if faults else f"all {len(legs)} legs are good"
         )
+        if any(leg.kind == "plain" for leg in legs):
+            settings.say(
+                "it is of udp: nothing between the gateways is encrypted, and nothing shows whether datagrams arrive, "
+                "or who sends them"
+            )
     if faults:
         click.get_current_context().exit(1)
 
@@ -78,7 +84,7 @@ def _row(leg: Leg) -> list[str]:
         _WORDS.get((leg.side, leg.kind), leg.kind),
         leg.gateway,
         leg.address,
-        "ok" if leg.ok else "FAULT",
+        "FAULT" if leg.fault else "UNENCRYPTED" if leg.kind == "plain" else "ok",
         span(leg.elapsed_us),
         f"{leg.tls_version} {leg.tls_cipher}".strip(),
         leg.note,

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from s2uc.commands.looks import Column, clock, lasting, size, span
+from scistream.vocabulary import Transport
 
 if TYPE_CHECKING:
     from scistream.proto.scistream_pb2 import SessionInfo
@@ -30,6 +31,7 @@ COLUMNS = (
     Column("CIPHER", 10),
     Column("LISTENERS", 20),
 )
+PLAIN = "udp, unencrypted"
 _MOST_SHOWN = 4  # addresses
 
 
@@ -44,6 +46,7 @@ def content(gateway: str, info: SessionInfo) -> dict[str, Any]:
         "owner": info.owner,
         "backend": info.backend,
         "backend_version": info.backend_version,
+        "protocol": info.protocol,
         "num_conn": info.num_conn,
         "rate_bytes_per_s": info.rate_bytes_per_s,
         "listeners": list(info.listeners),
@@ -90,7 +93,7 @@ def row(gateway: str, info: SessionInfo) -> list[str]:
         str(traffic.wan_retransmitted) if moved else "",
         size(traffic.wan_congestion_window) if traffic.wan_congestion_window else "",
         info.backend,
-        info.tls_cipher,
+        info.tls_cipher if info.protocol != Transport.UDP else PLAIN,
         _addresses(info.listeners),
     ]
 
@@ -189,6 +192,8 @@ def _windows(info: SessionInfo) -> str:
 
 
 def _tls(info: SessionInfo) -> str:
+    if info.protocol == Transport.UDP:
+        return f"none: {PLAIN}"
     return ", ".join(filter(None, (f"{info.tls_version} {info.tls_cipher}".strip(), "by key" if info.by_key else "")))
 
 

@@ -61,6 +61,7 @@ class Request(_message.Message):
     RATE_BYTES_PER_S_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     HELLO_KEY_SHA256_FIELD_NUMBER: _builtins.int
+    UNENCRYPTED_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     """1 to 63 letters, digits and dashes; the idempotency key"""
     role: _builtins.str
@@ -72,7 +73,7 @@ class Request(_message.Message):
     immediate: _builtins.bool
     """answer at once; without it the call waits for Hello"""
     protocol: _builtins.str
-    """tcp (the default)"""
+    """tcp (the default) or udp"""
     producer: _builtins.str
     """the producer's address or gateway, as the user names it"""
     consumer: _builtins.str
@@ -85,6 +86,8 @@ class Request(_message.Message):
     """finer than rate; when both are given they must agree"""
     hello_key_sha256: _builtins.bytes
     """SHA-256 of the key with which the application says Hello"""
+    unencrypted: _builtins.bool
+    """the user knows that the WAN leg is in plain; UDP is refused without, TCP with it"""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """the user's own notes, shown in lists"""
@@ -105,10 +108,11 @@ class Request(_message.Message):
         rate_bytes_per_s: _builtins.int = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         hello_key_sha256: _builtins.bytes = ...,
+        unencrypted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "consumer", b"consumer", "hello_key_sha256", b"hello_key_sha256", "immediate", b"immediate", "labels", b"labels", "lease_s", b"lease_s", "num_conn", b"num_conn", "producer", b"producer", "protocol", b"protocol", "rate", b"rate", "rate_bytes_per_s", b"rate_bytes_per_s", "role", b"role", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "consumer", b"consumer", "hello_key_sha256", b"hello_key_sha256", "immediate", b"immediate", "labels", b"labels", "lease_s", b"lease_s", "num_conn", b"num_conn", "producer", b"producer", "protocol", b"protocol", "rate", b"rate", "rate_bytes_per_s", b"rate_bytes_per_s", "role", b"role", "uid", b"uid", "unencrypted", b"unencrypted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -124,10 +128,13 @@ class Response(_message.Message):
     CSR_FIELD_NUMBER: _builtins.int
     BACKEND_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    WAN_HOST_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     csr: _builtins.bytes
     """PKCS#10, DER: the request for this session's leaf; its key never leaves the gateway"""
     backend: _builtins.str
+    wan_host: _builtins.str
+    """of UDP: the host that this gateway's datagrams to the other come from"""
     @_builtins.property
     def listeners(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """this gateway's own listening addresses"""
@@ -149,10 +156,11 @@ class Response(_message.Message):
         csr: _builtins.bytes = ...,
         backend: _builtins.str = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        wan_host: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "csr", b"csr", "expires_at", b"expires_at", "listeners", b"listeners", "prod_listeners", b"prod_listeners", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "csr", b"csr", "expires_at", b"expires_at", "listeners", b"listeners", "prod_listeners", b"prod_listeners", "state", b"state", "wan_host", b"wan_host"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -221,6 +229,7 @@ class UpdateTargets(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     CERTIFICATE_FIELD_NUMBER: _builtins.int
     TRUST_ANCHOR_FIELD_NUMBER: _builtins.int
+    WAN_PEERS_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     role: _builtins.str
     certificate: _builtins.bytes
@@ -231,6 +240,10 @@ class UpdateTargets(_message.Message):
     def remote_listeners(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """where to forward to; fewer than num_conn are used round-robin"""
 
+    @_builtins.property
+    def wan_peers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of UDP, for PROD, in place of both: wan_host of the other gateway's answer to req"""
+
     def __init__(
         self,
         *,
@@ -239,10 +252,11 @@ class UpdateTargets(_message.Message):
         role: _builtins.str = ...,
         certificate: _builtins.bytes = ...,
         trust_anchor: _builtins.bytes = ...,
+        wan_peers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "remote_listeners", b"remote_listeners", "role", b"role", "trust_anchor", b"trust_anchor", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "remote_listeners", b"remote_listeners", "role", b"role", "trust_anchor", b"trust_anchor", "uid", b"uid", "wan_peers", b"wan_peers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -278,7 +292,7 @@ class Renew(_message.Message):
     lease_s: _builtins.int
     """from now; 0 = the gateway's default; a lease never becomes shorter"""
     trust_anchor: _builtins.bytes
-    """X.509, DER: the CA that the new certificates will be from"""
+    """X.509, DER: the CA that the new certificates will be from; empty for UDP, which has none"""
     def __init__(
         self,
         *,

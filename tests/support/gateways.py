@@ -98,9 +98,9 @@ class GatewayProcess:
     def listening(self) -> list[int]:
         """Ports of its range that somebody listens on or holds bound in this process tree."""
         ports = range(self.first_port + 1, self.first_port + self.ports)
-        return sorted(
-            {c.laddr.port for c in psutil.net_connections("tcp") if c.laddr.port in ports and c.status == "LISTEN"}
-        )
+        bound = {"LISTEN", psutil.CONN_NONE}  # of TCP, and of UDP
+        found = psutil.net_connections("inet")
+        return sorted({c.laddr.port for c in found if c.laddr.port in ports and c.status in bound})
 
     def leftovers(self) -> dict[str, object]:
         """Processes, ports and files of sessions; empty when nothing is left."""

@@ -155,7 +155,7 @@ def test_tickets(tmp_path: Path) -> None:
     write_secret(path, json.dumps(content | {"ca": other.certificate.pem.decode()}))
     with pytest.raises(InvalidArgument, match="is damaged"):
         Ticket.load(path)
-    write_secret(path, json.dumps(content | {"version": 2}))
+    write_secret(path, json.dumps(content | {"version": 3}))
     with pytest.raises(InvalidArgument, match="this version"):
         Ticket.load(path)
 

@@ -12,14 +12,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from signal import Signals
 from typing import ClassVar, Self
 
 from s2cs.s2ds.config import WITH_PSK, Keepalive, LocalConfig
-from s2cs.s2ds.contract import Bridge, Capability, PreSharedKey, TunnelSpec
+from s2cs.s2ds.contract import Bridge, Capability, PreSharedKey, TrustedPeers, TunnelSpec
 from s2cs.s2ds.render import Word, render
-from scistream.vocabulary import Endpoint, Role, Uid, shown
+from scistream.vocabulary import Endpoint, Role, Transport, Uid, shown
 from scistream.x509 import peer_name, way_name
 
 _SEARCH_PATH = os.pathsep.join(
@@ -77,6 +78,11 @@ class Plan:
     directory: Path
     generation: int  # the subdirectory with this configuration's key and certificates
     psk: bool = False  # a pre-shared key instead of certificates
+    udp: bool = False  # datagrams, in plain
+    peers: tuple[IPv4Address | IPv6Address, ...] = ()  # of UDP on the producer's side: whose datagrams are taken
+    send_from: IPv4Address | IPv6Address | None = None  # of UDP on the consumer's side: the address in the WAN
+    flow_idle_s: int = 0  # of UDP: a flow is over when nothing came for so long
+    shutdown_ms: int = 0  # of UDP: what is left of the flows is ended, and counted, so long after a polite stop
     as_root: bool = False  # its process is root, and nginx would change to another user by itself
     idle_s: int = IDLE_S
     handshake_s: int = HANDSHAKE_S
@@ -94,13 +100,14 @@ class Plan:
     ) -> Self:
         """Say what carries a tunnel: listener i is inherited as descriptor 3 + i, and leads to target i."""
         targets, credentials, peer = bridge.targets, bridge.credentials, Word(peer_name(spec.uid, spec.role.peer))
-        psk = isinstance(credentials, PreSharedKey)
+        psk, udp = isinstance(credentials, PreSharedKey), spec.protocol is Transport.UDP
         suites = [suite for suite in config.suites if suite in WITH_PSK or not psk]
 
         def leg(i: int, listen: Endpoint) -> Leg:
             to = i % len(targets)
-            name = peer if isinstance(credentials, PreSharedKey) else way_name(credentials.trust_anchor, spec.uid, to)
-            return Leg(3 + i, listen, targets[to], Word(name))
+            if isinstance(credentials, (PreSharedKey, TrustedPeers)):
+                return Leg(3 + i, listen, targets[to], peer)
+            return Leg(3 + i, listen, targets[to], Word(way_name(credentials.trust_anchor, spec.uid, to)))
 
         streams = 100 + 4 * spec.num_conn
         return cls(
@@ -111,19 +118,24 @@ class Plan:
             suites=Word(":".join(suites)),
             buffer_bytes=config.buffer_bytes,
             rate=spec.pace,
-            workers=min(spec.num_conn, len(os.sched_getaffinity(0))),
+            workers=1 if udp else min(spec.num_conn, len(os.sched_getaffinity(0))),  # a flow stays with one
             streams=streams,
-            places=streams + (_strangers() if spec.role is Role.PROD else 0),
+            places=streams + (_strangers() if spec.role is Role.PROD and not udp else 0),
             directory=config.directory / spec.id,
             generation=generation,
             psk=psk,
             as_root=as_root,
+            udp=udp,
+            peers=credentials.addresses if isinstance(credentials, TrustedPeers) else (),
+            send_from=config.wan.ip if udp and spec.role is Role.CONS and not config.wan.ip.is_unspecified else None,
+            flow_idle_s=config.flow_idle_s,
+            shutdown_ms=max(1, round(config.grace_s * 500)),
         )
 
     @property
     def accepts_tls(self) -> bool:
-        """True on the producer's side: TLS comes in. On the consumer's side it goes out."""
-        return self.role is Role.PROD
+        """True on the producer's side: TLS comes in. On the consumer's side it goes out; of UDP there is none."""
+        return self.role is Role.PROD and not self.udp
 
 
 def _strangers() -> int:
@@ -198,9 +210,11 @@ class Backend(ABC):
         """Write its configuration file."""
         return render(self.template, tunnel=plan, found=found)
 
-    def lacks(self, rate: int) -> str:
-        """Say why it cannot carry a session with this rate (bytes per second); empty when it can."""
-        if rate and Capability.RATE_LIMIT not in self.capabilities:
+    def lacks(self, spec: TunnelSpec) -> str:
+        """Say why it cannot carry a session; empty when it can."""
+        if spec.protocol is Transport.UDP and Capability.UDP not in self.capabilities:
+            return f"backend {self.name} carries no UDP; ask for nginx, or leave the backend to the gateway"
+        if spec.rate.bytes_per_s and Capability.RATE_LIMIT not in self.capabilities:
             return f"backend {self.name} cannot limit the rate; ask for another backend, or for no rate"
         return ""
 

@@ -19,13 +19,13 @@ from s2cs.s2ds.contract import Capability
 
 
 class Nginx(Backend):
-    """Nginx as a TCP relay."""
+    """Nginx as a relay of TCP with TLS, and of UDP in plain."""
 
     name = "nginx"
     template = "nginx.conf.j2"
     install = "apt-get install nginx libnginx-mod-stream"
     minimum = (1, 21, 4)  # proxy_half_close
-    capabilities = frozenset({Capability.MUTUAL_TLS, Capability.RATE_LIMIT, Capability.GRACEFUL_STOP})
+    capabilities = frozenset({Capability.MUTUAL_TLS, Capability.UDP, Capability.RATE_LIMIT, Capability.GRACEFUL_STOP})
     paces = True
     drain = Signals.SIGQUIT
     reload = Reload.SIGNAL

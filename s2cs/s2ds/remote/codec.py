@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import scistream
 from s2cs.s2ds.contract import (
@@ -17,13 +18,15 @@ from s2cs.s2ds.contract import (
     PreSharedKey,
     Reservation,
     Traffic,
+    TrustedPeers,
     TunnelEvent,
     TunnelSpec,
     TunnelState,
     TunnelStatus,
 )
 from s2cs.s2ds.remote import s2ds_pb2 as pb
-from scistream.vocabulary import Endpoint, Rate, Role, Uid, parse_endpoints
+from scistream.errors import InvalidArgument
+from scistream.vocabulary import Endpoint, Rate, Role, Transport, Uid, parse_endpoints, shown
 from scistream.x509 import Certificate, Credentials
 
 
@@ -48,6 +51,7 @@ def reserve_to(spec: TunnelSpec, call: pb.Call) -> pb.Reserve:
         num_conn=spec.num_conn,
         backend=spec.backend,
         rate_bytes_per_s=spec.rate.bytes_per_s,
+        protocol=spec.protocol,
     )
 
 
@@ -57,20 +61,31 @@ def spec_from(message: pb.Reserve) -> TunnelSpec:
     Raises:
         InvalidArgument: it cannot be read.
     """
-    rate = Rate(message.rate_bytes_per_s)
     return TunnelSpec(
-        message.id, Uid(message.uid), Role.parse(message.role), message.num_conn, message.backend or "auto", rate
+        message.id,
+        Uid(message.uid),
+        Role.parse(message.role),
+        message.num_conn,
+        message.backend or "auto",
+        Rate(message.rate_bytes_per_s),
+        Transport.parse(message.protocol),
     )
 
 
 def reservation_to(found: Reservation, node: pb.Node) -> pb.Reservation:
     """Write down what was reserved."""
-    return pb.Reservation(backend=found.backend, listeners=map(str, found.listeners), csr=found.csr, node=node)
+    return pb.Reservation(
+        backend=found.backend,
+        listeners=map(str, found.listeners),
+        csr=found.csr,
+        node=node,
+        wan_host=found.wan_host,
+    )
 
 
 def reservation_from(message: pb.Reservation) -> Reservation:
     """Read what was reserved."""
-    return Reservation(message.backend, parse_endpoints(message.listeners), message.csr)
+    return Reservation(message.backend, parse_endpoints(message.listeners), message.csr, wan_host=message.wan_host)
 
 
 def lead_to(id: str, bridge: Bridge, call: pb.Call) -> pb.Lead:
@@ -78,6 +93,10 @@ def lead_to(id: str, bridge: Bridge, call: pb.Call) -> pb.Lead:
     lead, credentials = pb.Lead(call=call, id=id, targets=map(str, bridge.targets)), bridge.credentials
     if isinstance(credentials, PreSharedKey):
         lead.pre_shared_key = credentials.key
+        return lead
+    if isinstance(credentials, TrustedPeers):
+        lead.plain = True
+        lead.peers.extend(map(str, credentials.addresses))
         return lead
     lead.certificate = credentials.certificate.der
     lead.trust_anchor = credentials.trust_anchor.der
@@ -94,9 +113,18 @@ def bridge_from(message: pb.Lead) -> Bridge:
     targets = parse_endpoints(message.targets)
     if message.pre_shared_key:
         return Bridge(targets, PreSharedKey(message.pre_shared_key))
+    if message.plain:
+        return Bridge(targets, TrustedPeers(tuple(map(_address, message.peers))))
     other = Certificate.from_der(message.other_anchor) if message.other_anchor else None
     certificate, anchor = map(Certificate.from_der, (message.certificate, message.trust_anchor))
     return Bridge(targets, Credentials(certificate, anchor, other))
+
+
+def _address(text: str) -> IPv4Address | IPv6Address:
+    try:
+        return ip_address(text)
+    except ValueError:
+        raise InvalidArgument(f"peer {shown(text)} is not an IP address; resolve it first") from None
 
 
 def traffic_to(traffic: Traffic) -> pb.Traffic:

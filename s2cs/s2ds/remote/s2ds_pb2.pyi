@@ -56,6 +56,7 @@ class Reserve(_message.Message):
     NUM_CONN_FIELD_NUMBER: _builtins.int
     BACKEND_FIELD_NUMBER: _builtins.int
     RATE_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """of the tunnel"""
     uid: _builtins.str
@@ -63,6 +64,8 @@ class Reserve(_message.Message):
     num_conn: _builtins.int
     backend: _builtins.str
     rate_bytes_per_s: _builtins.int
+    protocol: _builtins.str
+    """empty: tcp"""
     @_builtins.property
     def call(self) -> Global___Call: ...
     def __init__(
@@ -75,10 +78,11 @@ class Reserve(_message.Message):
         num_conn: _builtins.int = ...,
         backend: _builtins.str = ...,
         rate_bytes_per_s: _builtins.int = ...,
+        protocol: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "call", b"call", "id", b"id", "num_conn", b"num_conn", "rate_bytes_per_s", b"rate_bytes_per_s", "role", b"role", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "call", b"call", "id", b"id", "num_conn", b"num_conn", "protocol", b"protocol", "rate_bytes_per_s", b"rate_bytes_per_s", "role", b"role", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -92,9 +96,12 @@ class Reservation(_message.Message):
     LISTENERS_FIELD_NUMBER: _builtins.int
     CSR_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
+    WAN_HOST_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     csr: _builtins.bytes
     """PKCS#10, DER"""
+    wan_host: _builtins.str
+    """of UDP: the host that its datagrams to the other gateway come from"""
     @_builtins.property
     def listeners(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -108,10 +115,11 @@ class Reservation(_message.Message):
         listeners: _abc.Iterable[_builtins.str] | None = ...,
         csr: _builtins.bytes = ...,
         node: Global___Node | None = ...,
+        wan_host: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "csr", b"csr", "listeners", b"listeners", "node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "csr", b"csr", "listeners", b"listeners", "node", b"node", "wan_host", b"wan_host"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -128,6 +136,8 @@ class Lead(_message.Message):
     TRUST_ANCHOR_FIELD_NUMBER: _builtins.int
     OTHER_ANCHOR_FIELD_NUMBER: _builtins.int
     PRE_SHARED_KEY_FIELD_NUMBER: _builtins.int
+    PLAIN_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     certificate: _builtins.bytes
     """X.509, DER, all three"""
@@ -136,10 +146,16 @@ class Lead(_message.Message):
     """empty: there is none"""
     pre_shared_key: _builtins.bytes
     """in place of certificates, for clients that know of none"""
+    plain: _builtins.bool
+    """in place of either, for UDP"""
     @_builtins.property
     def call(self) -> Global___Call: ...
     @_builtins.property
     def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of UDP: whose datagrams are taken"""
+
     def __init__(
         self,
         *,
@@ -150,10 +166,12 @@ class Lead(_message.Message):
         trust_anchor: _builtins.bytes = ...,
         other_anchor: _builtins.bytes = ...,
         pre_shared_key: _builtins.bytes = ...,
+        plain: _builtins.bool = ...,
+        peers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "certificate", b"certificate", "id", b"id", "other_anchor", b"other_anchor", "pre_shared_key", b"pre_shared_key", "targets", b"targets", "trust_anchor", b"trust_anchor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "certificate", b"certificate", "id", b"id", "other_anchor", b"other_anchor", "peers", b"peers", "plain", b"plain", "pre_shared_key", b"pre_shared_key", "targets", b"targets", "trust_anchor", b"trust_anchor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

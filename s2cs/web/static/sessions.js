@@ -78,7 +78,7 @@ function facts(session) {
     ["Listens on", session.listeners.join(", ")], ["Leads to", session.targets.join(", ")],
     ["Producer listens on", session.prod_listeners.join(", ")],
     ["Labels", Object.entries(session.labels).map(([key, value]) => `${key} = ${value}`).join(", ")],
-    ["TLS", [session.tls_version, session.tls_cipher, session.by_key && "by key"].filter(Boolean).join(" ")],
+    ["TLS", session.protocol === "udp" ? "none: udp, unencrypted" : [session.tls_version, session.tls_cipher, session.by_key && "by key"].filter(Boolean).join(" ")],
     ["Backend", `${session.backend} ${session.backend_version}`],
     ["From the producer", bytes(number(traffic.bytes_from_producer))],
     ["From the consumer", bytes(number(traffic.bytes_from_consumer))],
