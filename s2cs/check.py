@@ -18,7 +18,7 @@ import scistream
 from s2cs import runtime
 from s2cs.audit.log import directory_of
 from s2cs.commands.common import opened
-from s2cs.data_server import link, local_config
+from s2cs.data_server import access, link, local_config, shape
 from s2cs.identity.authenticator import Methods
 from s2cs.identity.certificates import read_client_ca
 from s2cs.identity.settings import Auth
@@ -26,6 +26,8 @@ from s2cs.policy.decision import hidden_rules
 from s2cs.s2ds import confinement, landlock
 from s2cs.s2ds.config import Containers
 from s2cs.s2ds.contract import Capability
+from s2cs.s2ds.kubernetes.api import Api
+from s2cs.s2ds.kubernetes.trying import try_out
 from s2cs.s2ds.launchers import LAUNCHERS
 from s2cs.s2ds.local import LocalDataServer
 from s2cs.s2ds.remote.link import describe
@@ -66,7 +68,14 @@ def check(settings: Settings) -> list[Finding]:
         _audit,
         _compat,
     ]
+    if settings.kubernetes.enabled:  # there are no sessions on this host
+        looks = [_kubernetes if look is _proxies else look for look in looks if look not in (_ports, _confinement)]
     return [finding for look in looks for finding in look(settings)]
+
+
+def _kubernetes(settings: Settings) -> Iterator[Finding]:
+    for kind, text in asyncio.run(try_out(Api(access(settings)), shape(settings))):
+        yield Finding(kind != "bad", text, warning=kind == "warn")
 
 
 def _certificate(settings: Settings) -> Iterator[Finding]:
@@ -326,8 +335,9 @@ def _compat(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             True, "[compat] psk: whoever knows a uid reaches its session; share a psk_secret_file", warning=True
         )
-    backends = LocalDataServer(local_config(settings, runtime.place(settings))).backends()
-    if not any(each.available and Capability.PSK in each.capabilities for each in backends):
+    local = local_config(settings, runtime.place(settings))
+    backends = () if settings.kubernetes.enabled else LocalDataServer(local).backends()
+    if backends and not any(each.available and Capability.PSK in each.capabilities for each in backends):
         yield Finding(False, "[compat] psk: no backend here does pre-shared keys; install stunnel")
 
 

@@ -4,24 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from s2cs import runtime
 from s2cs.node_settings import NodeSettings
 from s2cs.s2ds.config import Containers, Limits
 from s2cs.s2ds.homes import Home
+from s2cs.s2ds.kubernetes.api import Access, Api
+from s2cs.s2ds.kubernetes.cluster import Cluster, Identity
+from s2cs.s2ds.kubernetes.shape import Place, Shape, toml
 from s2cs.s2ds.local import Interface, LocalConfig, LocalDataServer
 from s2cs.s2ds.nodes import Nodes
 from s2cs.s2ds.remote.link import Link
 from s2cs.settings import LOCAL, Settings
 from s2cs.settings import Node as NodeEntry
+from s2cs.setup import write_whole
 from s2cs.store import Store
 from scistream.errors import FailedPrecondition, InvalidArgument
-from scistream.x509 import check_server_certificate
+from scistream.x509 import check_server_certificate, pinned
+
+CLIENT_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH
+_IDENTITY_DAYS = 3650  # it never leaves this gateway
 
 
-def data_server(settings: Settings, store: Store, term: Callable[[], int] | None = None) -> LocalDataServer | Nodes:
-    """Make the data server of a gateway: of this host, and of further nodes where there are any.
+def data_server(
+    settings: Settings, store: Store, term: Callable[[], int] | None = None
+) -> LocalDataServer | Nodes | Cluster:
+    """Make the data server of a gateway: of this host, and of further nodes where there are any, or of a cluster.
 
     Args:
         settings: the gateway's.
@@ -31,13 +43,16 @@ def data_server(settings: Settings, store: Store, term: Callable[[], int] | None
     Raises:
         FailedPrecondition: a certificate cannot be used.
     """
-    local = LocalDataServer(local_config(settings, runtime.tunnels(settings)))
-    if not settings.s2ds.nodes:
-        return local
 
     def homes() -> Iterable[Home]:
         running = (session for session in store.sessions() if not session.state.ended)
         return [Home(s.id, s.node or LOCAL, s.request.rate.bytes_per_s) for s in running]
+
+    if settings.kubernetes.enabled:
+        return Cluster(Api(access(settings)), shape(settings), _identity(settings), homes, term)
+    local = LocalDataServer(local_config(settings, runtime.tunnels(settings)))
+    if not settings.s2ds.nodes:
+        return local
 
     def drained(name: str) -> bool:
         return (name == LOCAL and not settings.s2ds.local) or store.fact(drained_fact(name)) == "yes"
@@ -45,6 +60,72 @@ def data_server(settings: Settings, store: Store, term: Callable[[], int] | None
     return Nodes(
         [(replace(link(settings, node), term=term), node.rate) for node in settings.s2ds.nodes], local, homes, drained
     )
+
+
+def configure(server: LocalDataServer | Nodes | Cluster, settings: Settings) -> None:
+    """Let a data server take other settings for the tunnels to come."""
+    if isinstance(server, Cluster):
+        server.configure(shape(settings))
+    else:
+        server.configure(local_config(settings, runtime.place(settings)))
+
+
+def access(settings: Settings) -> Access:
+    """Say where the cluster's API is, and as whom it is asked."""
+    kubernetes = settings.kubernetes
+    return Access(kubernetes.api, kubernetes.ca, kubernetes.token_file, kubernetes.namespace)
+
+
+def shape(settings: Settings) -> Shape:
+    """Say how the pods of sessions are to be."""
+    network, s2ds, kubernetes = settings.network, settings.s2ds, settings.kubernetes
+    proxies = {
+        "backend": s2ds.backend,
+        "buffer_bytes": s2ds.buffer_bytes,
+        "ciphers": list(s2ds.ciphers),
+        "grace": s2ds.grace,
+        "start_timeout": s2ds.start_timeout,
+        "count_period": s2ds.count_period,
+        "max_restarts": s2ds.max_restarts,
+    }
+    path = {"rtt": f"{network.rtt:.6f}s"}
+    if network.bandwidth.bytes_per_s:
+        path["bandwidth"] = f"{network.bandwidth.bytes_per_s}B/s"
+    return Shape(
+        gateway=settings.server.name.rstrip("._-"),
+        image=s2ds.image,
+        control_ports=kubernetes.control_ports,
+        ports=network.ports,
+        node=f"{toml(path)}[s2ds]\n{toml(proxies)}",
+        node_selector=kubernetes.node_selector,
+        tolerations=tuple(toleration.fields for toleration in kubernetes.tolerations),
+        places=tuple(Place(node.name, node.lan, node.wan) for node in kubernetes.nodes),
+        priority_class=kubernetes.priority_class,
+        cpu_per_gbit=kubernetes.cpu_per_gbit,
+        rate_resource=kubernetes.rate_resource,
+        buffer_bytes=s2ds.buffer_bytes,
+        memory_bytes=s2ds.memory_bytes,
+        wait_s=kubernetes.wait,
+    )
+
+
+def _identity(settings: Settings) -> Identity:
+    """Give S2CS's own certificate for pods, which is made where there is none: it outlives S2CS with the sessions."""
+    directory = settings.server.state_dir
+    certificate, key = directory / "pods.crt", directory / "pods.key"
+    if settings.s2ds.certificate.exists():  # several S2CS of a gateway have this one in common
+        certificate, key = settings.s2ds.certificate, settings.s2ds.key
+    try:
+        if not certificate.exists():
+            end = datetime.now(UTC) + timedelta(days=_IDENTITY_DAYS)
+            made, made_key = pinned(f"{settings.server.name.lower()}.s2cs.scistream.internal", CLIENT_AUTH, end)
+            write_whole(key, made_key.pem, 0o600)
+            write_whole(certificate, made.pem, 0o644)
+        return Identity(certificate.read_bytes(), key.read_bytes())
+    except OSError as error:
+        raise FailedPrecondition(
+            f"{error.filename or certificate} cannot be used: {error.strerror}; mend its owner, or [server] state_dir"
+        ) from None
 
 
 def drained_fact(node: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -41,6 +42,9 @@ def load_node(file: Path) -> NodeSettings:
         FailedPrecondition: others can read the key in them.
     """
     settings = read(file, NodeSettings)
-    if file.stat().st_mode & 0o077:
+    status = file.stat()
+    own = status.st_uid == os.geteuid()
+    # A Secret in a pod is root's, and given to the pod's user by a group of the pod's own.
+    if status.st_mode & (0o077 if own else 0o037):
         raise FailedPrecondition(f"{file} holds this node's key and can be read by others; mend: chmod 600 {file}")
     return settings

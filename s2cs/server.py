@@ -19,14 +19,15 @@ from s2cs import notify, runtime
 from s2cs.audit.acts import account
 from s2cs.audit.log import Audit
 from s2cs.control import Control, Credentials
+from s2cs.data_server import configure
 from s2cs.data_server import data_server as data_server_of
-from s2cs.data_server import local_config
 from s2cs.gateway import Gateway
 from s2cs.identity.authenticator import Authenticator, Methods
 from s2cs.identity.certificates import read_client_ca
 from s2cs.metrics import Metrics
 from s2cs.policy.sessions import objections
 from s2cs.s2ds.confinement import keep_keys_in
+from s2cs.s2ds.kubernetes.cluster import Cluster
 from s2cs.s2ds.local import LocalDataServer
 from s2cs.s2ds.nodes import Nodes
 from s2cs.settings import Settings, succeed
@@ -200,7 +201,7 @@ class _Running:
         self,
         store: Store,
         gateway: Gateway,
-        data_server: LocalDataServer | Nodes,
+        data_server: LocalDataServer | Nodes | Cluster,
         control: Control,
         authenticator: Authenticator,
         audit: Audit,
@@ -244,7 +245,7 @@ class _Running:
         if self._page is not None:
             self._page.certify()
         self._authenticator.adopt(methods)
-        self._data_server.configure(local_config(settings, runtime.place(settings)))
+        configure(self._data_server, settings)
         log.info("settings and certificate reloaded")
         forbidden = objections(settings, self._gateway.running)
         if forbidden:
@@ -328,7 +329,7 @@ def _recording(audit: Audit, fingerprint: Mapping[str, Any]) -> Iterator[None]:
         audit.close("gateway.stop")
 
 
-async def _close(gateway: Gateway, data_server: LocalDataServer | Nodes) -> None:
+async def _close(gateway: Gateway, data_server: LocalDataServer | Nodes | Cluster) -> None:
     if gateway.settings.server.on_shutdown == "keep":
         await data_server.leave()
     else:

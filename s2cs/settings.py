@@ -5,18 +5,18 @@ How they are read is in `settings_file`.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from s2cs.compat import Compat
 from s2cs.identity.settings import Auth
+from s2cs.kubernetes_settings import KubernetesSettings
 from s2cs.policy.reach import Reach
 from s2cs.s2ds.config import WITH_PSK
-from s2cs.tables import Duration, Listen, Table, read_by
+from s2cs.tables import Address, Duration, Listen, Ports, Table, read_by
 from scistream.vocabulary import Endpoint, PortRange, Rate, duration, parse_round_trip
 
 NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")  # part of a DNS name
@@ -24,15 +24,6 @@ LOCAL = "local"  # how this host is called among the nodes
 GATEWAY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
-def _ip(value: object) -> str:
-    address = ipaddress.ip_address(str(value))
-    if address.is_unspecified:
-        raise ValueError("name one address of this host, not all of them; others have to reach it")
-    return str(address)
-
-
-Address = Annotated[str, BeforeValidator(_ip)]
-Ports = Annotated[PortRange, read_by(PortRange.parse)]
 Networks = tuple[Annotated[Reach, read_by(Reach.parse)], ...]
 Trusted = tuple[Annotated[Reach, read_by(Reach.whole)], ...]
 Cipher = Literal["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"]
@@ -229,6 +220,7 @@ class Settings(Table):
     server: Server = Server()
     network: NetworkSettings = NetworkSettings()
     s2ds: DataServerSettings = DataServerSettings()
+    kubernetes: KubernetesSettings = KubernetesSettings()
     limits: Limits = Limits()
     policy: Policy = Policy()
     auth: Auth = Auth()
@@ -256,6 +248,19 @@ class Settings(Table):
         return self
 
     @model_validator(mode="after")
+    def _pods_alone(self) -> Settings:
+        if not self.kubernetes.enabled:
+            return self
+        if self.s2ds.nodes:
+            raise ValueError("[kubernetes] enabled places all sessions in the cluster; leave [[s2ds.nodes]] out")
+        if self.network.wan_port:
+            raise ValueError("[network] wan_port is for sessions of this host, not for [kubernetes]; leave one out")
+        ports, control = self.network.ports, self.kubernetes.control_ports
+        if ports.first <= control.last and control.first <= ports.last:
+            raise ValueError(f"[kubernetes] control_ports {control} overlap [network] ports {ports}; move one of them")
+        return self
+
+    @model_validator(mode="after")
     def _one_port_for_certificates(self) -> Settings:
         if self.compat.psk and self.network.wan_port:
             raise ValueError(
@@ -273,6 +278,7 @@ FIXED: dict[str, tuple[str, ...]] = {
     "s2ds": ("launcher", "engine", "image", "user", "local", "nodes", "certificate", "key"),
     "audit": (),
     "store": (),
+    "kubernetes": ("enabled", "api", "ca", "token_file", "namespace"),
 }
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from scistream.errors import InvalidArgument
-from scistream.vocabulary import Endpoint, parse_duration
+from scistream.vocabulary import Endpoint, PortRange, parse_duration
 
 
 class Table(BaseModel):
@@ -39,3 +40,14 @@ def _duration(value: object) -> object:
 
 Duration = Annotated[int, BeforeValidator(_duration), Field(ge=1)]
 Listen = Annotated[Endpoint, read_by(Endpoint.parse)]
+
+
+def _ip(value: object) -> str:
+    address = ipaddress.ip_address(str(value))
+    if address.is_unspecified:
+        raise ValueError("name one address of this host, not all of them; others have to reach it")
+    return str(address)
+
+
+Address = Annotated[str, BeforeValidator(_ip)]
+Ports = Annotated[PortRange, read_by(PortRange.parse)]

@@ -139,7 +139,8 @@ def trusted_peers(session: Session) -> tuple[Address, ...]:
 def ours(settings: Settings) -> frozenset[Address]:
     """Find the addresses of this host, and of the gateway's further nodes."""
     nodes = settings.s2ds.nodes
-    found = {plain(ipaddress.ip_address(address)) for node in nodes for address in (node.lan, node.wan)}
+    addresses = [(node.lan, node.wan) for node in nodes] + [(n.lan, n.wan) for n in settings.kubernetes.nodes]
+    found = {plain(ipaddress.ip_address(address)) for pair in addresses for address in pair}
     return own_addresses() | found | {plain(node.address.ip) for node in nodes if node.address.ip}
 
 

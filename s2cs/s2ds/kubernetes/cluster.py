@@ -1,0 +1,426 @@
+"""The data servers of a Kubernetes cluster as one: a pod for each session, on the node that the scheduler chooses.
+
+In the pod runs `s2cs s2ds`, for this one tunnel, and S2CS speaks the contract with it over mutual TLS, as with any
+further gateway node. The cluster keeps the pod, and what is known of it outlives S2CS there: the next one lists the
+pods of its gateway and takes them up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from s2cs.s2ds.backends import BACKENDS
+from s2cs.s2ds.contract import (
+    BackendInfo,
+    Bridge,
+    Change,
+    LegCheck,
+    Printed,
+    Reservation,
+    Traffic,
+    TunnelEvent,
+    TunnelSpec,
+    TunnelState,
+    TunnelStatus,
+)
+from s2cs.s2ds.events import Events, Watch
+from s2cs.s2ds.homes import Home
+from s2cs.s2ds.kubernetes import manifest, reading
+from s2cs.s2ds.kubernetes.api import Api
+from s2cs.s2ds.kubernetes.pods import Pods
+from s2cs.s2ds.kubernetes.reading import Pod
+from s2cs.s2ds.kubernetes.shape import Shape
+from s2cs.s2ds.remote.client import RemoteDataServer
+from s2cs.s2ds.remote.link import Link
+from scistream.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    NotFound,
+    ResourceExhausted,
+    ScistreamError,
+    Unavailable,
+)
+from scistream.vocabulary import Endpoint, Role, shown
+from scistream.x509 import node_name, pinned
+
+log = logging.getLogger(__name__)
+
+_TRIES = 3  # of control ports
+_ROOM_S = 5.0  # for the scheduler to find room: what was released lately is free in a few seconds
+_GONE_S = 15.0  # for a pod to go that cannot be asked to end its tunnel
+_LOOK_S = 0.1
+_DAYS = 825  # that a pod's certificate lasts
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """With which S2CS proves itself to pods, in PEM."""
+
+    certificate: bytes
+    key: bytes
+
+
+@dataclass(slots=True)
+class _Member:
+    """A pod that carries a tunnel, or carried one."""
+
+    id: str
+    pod: str
+    node: str
+    server: RemoteDataServer
+    telling: asyncio.Task[None]
+    ports: int = 0  # that it holds
+    gone: str = ""  # why there is nothing any more
+    stopping: bool = False
+
+
+class Cluster:
+    """Carry sessions in pods. See `s2cs.s2ds.contract.DataServer` for the verbs."""
+
+    def __init__(
+        self,
+        api: Api,
+        shape: Shape,
+        identity: Identity,
+        homes: Callable[[], Iterable[Home]],
+        term: Callable[[], int] | None = None,
+    ) -> None:
+        """Make it; nothing happens before `open`.
+
+        Args:
+            api: the cluster's.
+            shape: how pods are to be.
+            identity: S2CS's own.
+            homes: tells which tunnels belong to sessions that run, by what outlives this process.
+            term: of several S2CS that share the store, in which one this leads; it raises when it does not.
+        """
+        self._term = term
+        self._api = api
+        self._shape = shape
+        self._identity = identity
+        self._homes = homes
+        self._pods = Pods(api, manifest.selector(shape), self._changed)
+        self._members: dict[str, _Member] = {}  # by tunnel
+        self._making: dict[str, str] = {}  # tunnels that are being reserved, by pod
+        self._doomed: set[str] = set()  # pods that are to be deleted, until they are
+        self._events = Events()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._backends: tuple[BackendInfo, ...] = tuple(
+            BackendInfo(name, backend.capabilities) for name, backend in BACKENDS.items()
+        )
+        self._opened = False
+
+    async def open(self) -> None:
+        """Take up the pods that an earlier server left; return when each is in touch, or known to be lost.
+
+        Raises:
+            FailedPrecondition, Unavailable: the cluster cannot be asked.
+        """
+        self._api.open()
+        try:
+            await self._pods.open()
+        except BaseException:
+            await self._api.close()
+            raise
+        known = {home.id for home in self._homes()}
+        await asyncio.gather(*(self._take_up(pod, known) for pod in self._pods))
+        self._opened = True
+
+    def configure(self, shape: Shape) -> None:
+        """Take other settings for the pods to come."""
+        self._shape = shape
+
+    async def close(self) -> None:
+        """End all tunnels, and whatever watches them.
+
+        Raises:
+            Unavailable: one could not be ended.
+        """
+        ends = await asyncio.gather(*(self.stop(id) for id in list(self._members)), return_exceptions=True)
+        await self.leave()
+        for fault in ends:
+            if isinstance(fault, BaseException):
+                raise fault
+
+    async def leave(self) -> None:
+        """Close, and leave all tunnels running."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._pods.close()
+        await asyncio.gather(*(self._forget(member) for member in list(self._members.values())))
+        await self._api.close()
+        self._events.end()
+
+    async def reserve(self, spec: TunnelSpec) -> Reservation:
+        """Make a pod, and let it bind `num_conn` listeners and make the tunnel's key on the node that it comes to."""
+        if spec.id in self._members or spec.id in self._making.values():
+            raise AlreadyExists(f"tunnel {spec.id} exists; stop it first, or use another id")
+        deadline = time.monotonic() + self._shape.wait_s
+        for number in range(1, _TRIES + 1):
+            name = f"s2ds-{secrets.token_hex(8)}"
+            self._making[name] = spec.id
+            try:
+                member = await self._made(spec, name, deadline)
+                reservation = await member.server.reserve(spec)
+            except BaseException as error:
+                unmade = self._spawn(self._unmake(name, spec.id))
+                if not isinstance(error, reading.PortTaken) or number == _TRIES:
+                    raise
+                log.warning("%s; another port is tried", error)
+                await unmade
+                continue
+            del self._making[name]
+            self._backends = member.server.backends()
+            member.ports = len(reservation.listeners)
+            return replace(reservation, node=member.node)
+        raise AssertionError("the last try raises")
+
+    async def start(self, id: str, bridge: Bridge) -> None:
+        """Open the way; return when connections are served."""
+        await self._at(id).start(id, bridge)
+
+    async def update(self, id: str, bridge: Bridge) -> None:
+        """Lead new connections elsewhere or with new credentials; running streams go on untouched."""
+        await self._at(id).update(id, bridge)
+
+    async def stop(self, id: str, cut: bool = False) -> Traffic | None:
+        """End the tunnel and its pod; say what it has moved. Unknown ids are no error.
+
+        Raises:
+            Unavailable: neither the pod nor its node can be reached; its end is ordered, and comes when that is back.
+        """
+        if (member := self._members.get(id)) is None:
+            return None
+        member.stopping = True
+        traffic = None
+        if not member.gone:
+            try:
+                traffic = await member.server.stop(id, cut)
+            except Unavailable as error:
+                await self._delete(member.pod)
+                if not await self._pods.until(member.pod, lambda pod: pod is None, _GONE_S):
+                    raise Unavailable(f"pod {member.pod} is to be deleted when its node is back: {error}") from None
+        self._members.pop(id, None)
+        await self._forget(member)
+        await self._delete(member.pod)
+        return traffic
+
+    async def list(self, *ids: str) -> tuple[TunnelStatus, ...]:
+        """All tunnels there are, or those there are of these ids; of a lost one, as it was last known."""
+        known = [self._members[id] for id in ids or tuple(self._members) if id in self._members]
+        wanted = [member for member in known if member.pod not in self._making]
+        return tuple(await asyncio.gather(*map(self._status, wanted)))
+
+    async def _status(self, member: _Member) -> TunnelStatus:
+        if not member.gone:
+            try:
+                if found := await member.server.list(member.id):
+                    return found[0]
+                member.gone = f"pod {member.pod} has lost its tunnel"
+            except ScistreamError:
+                return member.server.last(member.id)
+        return TunnelStatus(member.id, TunnelState.FATAL, "", "", (), reason=member.gone)
+
+    async def logs(self, id: str, lines: int) -> Printed:
+        """What a tunnel's proxies printed last; nothing of one that has ended, whose pod is gone."""
+        member = self._members.get(id)
+        if member is None or member.gone:
+            return Printed()
+        with suppress(Unavailable):
+            return await member.server.logs(id, lines)
+        return Printed()
+
+    async def verify(self, id: str, bridge: Bridge, passive: bool = False) -> tuple[LegCheck, ...]:
+        """Try each leg of a tunnel that is open, from its node."""
+        return await self._at(id).verify(id, bridge, passive)
+
+    def watch(self) -> Watch:
+        """Follow what happens to tunnels, from this call on."""
+        return self._events.watch()
+
+    def backends(self) -> tuple[BackendInfo, ...]:
+        """The backends of the image, as the last pod found them; before there was one, all that may be there."""
+        return self._backends
+
+    def most_ports(self) -> int:
+        """How many ports there are for each role, on the nodes that are named, or else on those in use."""
+        used = {member.node for member in self._members.values()}
+        return len(self._shape.ports) * max(1, len(self._shape.places or used))
+
+    def free_ports(self, role: Role) -> int:
+        """How many listeners could still be reserved, as far as it is known here: the scheduler finds the node."""
+        return max(0, self.most_ports() - sum(member.ports for member in self._members.values()))
+
+    # Making a pod
+
+    async def _made(self, spec: TunnelSpec, name: str, deadline: float) -> _Member:
+        """Make a pod with its Secret, wait for it to run, and be in touch with it."""
+        port = self._free_control_port()
+        certificate, key = pinned(
+            node_name(name), ExtendedKeyUsageOID.SERVER_AUTH, datetime.now(UTC) + timedelta(days=_DAYS)
+        )
+        pem = certificate.pem.decode()
+        pod = await self._pods.create(manifest.pod(self._shape, spec, name, port, pem))
+        files = self._shape.bundles(name, port, pem, key.pem.decode(), self._identity.certificate.decode())
+        await self._api.ask("POST", "secrets", manifest.secret(dict(pod), files))
+        await self._placed(name, deadline)
+        pod = await self._running(name, deadline)
+        log.info("session %s: pod %s runs on node %s", spec.uid, name, reading.node(pod))
+        member = self._member(pod)
+        await member.server.open()
+        while member.server.lost:
+            if time.monotonic() > deadline:
+                raise Unavailable(f"{member.server.lost}; may S2CS reach port {port} of the cluster's nodes?")
+            if (fault := reading.fault(self._present(name))) is not None:
+                raise fault
+            await asyncio.sleep(_LOOK_S)
+        return member
+
+    async def _placed(self, name: str, deadline: float) -> None:
+        """Wait until the scheduler has found a node."""
+        room = min(_ROOM_S, deadline - time.monotonic())
+        if not await self._pods.until(name, lambda pod: pod is None or bool(reading.node(pod)), room):
+            pod = self._present(name)
+            if why := reading.unplaced(pod):
+                raise reading.no_room(why)
+            raise Unavailable(f"the cluster's scheduler has not looked at pod {name} within {room:.0f} s; is it up?")
+
+    async def _running(self, name: str, deadline: float) -> Pod:
+        """Wait until a pod runs."""
+
+        def settled(pod: Pod | None) -> bool:
+            return pod is None or reading.leaves(pod) or reading.runs(pod) or reading.fault(pod) is not None
+
+        came = await self._pods.until(name, settled, deadline - time.monotonic())
+        pod = self._present(name)
+        if (fault := reading.fault(pod)) is not None and not reading.runs(pod):
+            raise fault
+        if not came:
+            where = reading.node(pod)
+            raise Unavailable(f"pod {name} did not start within {self._shape.wait_s:g} s; look at node {where}")
+        return pod
+
+    def _present(self, name: str) -> Pod:
+        pod = self._pods.get(name)
+        if pod is None or reading.leaves(pod):
+            raise Unavailable(f"pod {name} was deleted before it ran; see who deletes pods of S2CS")
+        return pod
+
+    def _free_control_port(self) -> int:
+        """Choose a port that no pod of this gateway has; the scheduler keeps it from clashing with other pods."""
+        taken = {reading.port(pod) for pod in self._pods}
+        range_ = self._shape.control_ports
+        free = [port for port in range(range_.first, range_.last + 1) if port not in taken]
+        if not free:
+            raise ResourceExhausted(
+                f"all of [kubernetes] control_ports {range_} are in use; release sessions, or widen it"
+            )
+        return random.choice(free)  # noqa: S311
+
+    def _member(self, pod: Pod) -> _Member:
+        """Make the end of a connection to a pod, and pass on what it tells."""
+        name, id = reading.name(pod), reading.tunnel(pod)
+        place = self._shape.place(reading.node(pod))
+        address = Endpoint(place.lan if place else reading.host(pod), reading.port(pod))
+        own = self._identity
+        link = Link(name, address, reading.certificate(pod), own.certificate, own.key, self._term)
+        server = RemoteDataServer(link)
+        telling = self._spawn(self._pass_on(server.watch()))
+        member = self._members[id] = _Member(id, name, reading.node(pod), server, telling)
+        return member
+
+    async def _unmake(self, name: str, id: str) -> None:
+        """Give back what a reservation that failed has made."""
+        member = self._members.get(id)
+        if member is not None and member.pod == name:
+            del self._members[id]
+            await self._forget(member)
+        await self._delete(name)
+        self._making.pop(name, None)
+
+    # What is and what should be
+
+    async def _take_up(self, pod: Pod, known: set[str]) -> None:
+        """Be in touch with a pod of an earlier server; delete one that no session knows, or that never came to run."""
+        id = reading.tunnel(pod)
+        if reading.leaves(pod) or id in self._members:
+            return
+        if id not in known:
+            log.warning("pod %s belongs to no session and is deleted", reading.name(pod))
+            await self._delete(reading.name(pod))
+            return
+        try:
+            member = self._member(pod)
+        except ScistreamError as error:  # it is on no node
+            log.warning("pod %s was never used and is deleted: %s", reading.name(pod), error)
+            await self._delete(reading.name(pod))
+            return
+        member.gone = reading.over(pod)
+        if not member.gone:
+            await member.server.open(id)
+            member.ports = len(member.server.last(id).listeners)
+
+    def _changed(self, name: str, pod: Pod | None) -> None:
+        """Take what the cluster tells of a pod."""
+        if name in self._doomed:
+            if pod is None:
+                self._doomed.discard(name)
+            elif not reading.leaves(pod):
+                self._spawn(self._delete(name))
+            return
+        if not self._opened or name in self._making:
+            return
+        member = next((each for each in self._members.values() if each.pod == name), None)
+        if member is None:
+            if pod is not None and not reading.leaves(pod):
+                self._spawn(self._take_up(pod, {home.id for home in self._homes()}))
+            return
+        gone = f"its pod {name} was deleted from the cluster" if pod is None else reading.over(pod)
+        if gone and not member.gone:
+            member.gone = gone
+            if not member.stopping:
+                log.warning("%s", gone)
+                self._events.publish(TunnelEvent(member.id, Change.FATAL, gone))
+
+    async def _delete(self, name: str) -> None:
+        """Order a pod's end; what cannot be ordered now is, when the cluster is listed again."""
+        self._doomed.add(name)
+        try:
+            if not await self._pods.delete(name):
+                self._doomed.discard(name)
+        except ScistreamError as error:
+            log.warning("pod %s is deleted later: %s", name, error)
+
+    def _at(self, id: str) -> RemoteDataServer:
+        member = self._members.get(id)
+        if member is None:
+            raise NotFound(f"there is no tunnel {shown(id)}; reserve it first")
+        if member.gone:
+            raise FailedPrecondition(f"tunnel {shown(id)} is no more: {member.gone}")
+        return member.server
+
+    async def _forget(self, member: _Member) -> None:
+        member.telling.cancel()
+        await member.server.leave()
+
+    async def _pass_on(self, news: Watch) -> None:
+        async for event in news:
+            self._events.publish(event)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

@@ -1,0 +1,121 @@
+"""The pods of a gateway, as the cluster has them now: listed once, and then followed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+from s2cs.s2ds.kubernetes import reading
+from s2cs.s2ds.kubernetes.api import Api, Outdated
+from s2cs.s2ds.kubernetes.reading import Pod
+from scistream.errors import NotFound, ScistreamError
+
+log = logging.getLogger(__name__)
+
+_AGAIN_S = 1.0
+
+
+class Pods:
+    """Know all pods of a label. What changes is told, and whoever waits for a pod is woken."""
+
+    def __init__(self, api: Api, selector: str, changed: Callable[[str, Pod | None], None]) -> None:
+        """Make it; `changed` is told each pod that is not as it was, None when it is gone."""
+        self._api = api
+        self._selector = selector
+        self._changed = changed
+        self._pods: dict[str, Pod] = {}
+        self._news = asyncio.Condition()
+        self._following: asyncio.Task[None] | None = None
+        self._version = ""
+
+    def __iter__(self) -> Iterator[Pod]:
+        return iter(tuple(self._pods.values()))
+
+    def get(self, name: str) -> Pod | None:
+        """Give a pod as it is now; None when there is none."""
+        return self._pods.get(name)
+
+    async def open(self) -> None:
+        """List them, and begin to follow.
+
+        Raises:
+            FailedPrecondition, Unavailable: they cannot be listed.
+        """
+        await self._list()
+        self._following = asyncio.create_task(self._follow())
+
+    async def close(self) -> None:
+        """Follow them no more."""
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+
+    async def create(self, manifest: dict[str, Any]) -> Pod:
+        """Make a pod."""
+        made: Pod = await self._api.ask("POST", "pods", manifest)
+        self._pods.setdefault(reading.name(made), made)  # what was followed may be newer
+        return made
+
+    async def delete(self, name: str) -> bool:
+        """Order a pod's end; False when there is none."""
+        try:
+            await self._api.ask("DELETE", f"pods/{name}")
+        except NotFound:
+            return False
+        return True
+
+    async def until(self, name: str, holds: Callable[[Pod | None], bool], timeout_s: float) -> bool:
+        """Wait for something to hold of a pod; False if it does not in time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s), self._news:
+                await self._news.wait_for(lambda: holds(self._pods.get(name)))
+                return True
+        return False
+
+    async def _list(self) -> None:
+        before = tuple(self._pods)  # one that is made meanwhile may not be in the answer
+        found = await self._api.ask("GET", "pods", labelSelector=self._selector)
+        self._version = found["metadata"]["resourceVersion"]
+        pods = {reading.name(pod): pod for pod in found["items"]}
+        for name in [*(name for name in before if name not in pods), *pods]:
+            await self._note(name, pods.get(name))
+
+    async def _note(self, name: str, pod: Pod | None) -> None:
+        if pod is None:
+            self._pods.pop(name, None)
+        else:
+            self._pods[name] = pod
+        self._changed(name, pod)
+        async with self._news:
+            self._news.notify_all()
+
+    async def _follow(self) -> None:
+        """Follow for ever, over each silence of the API."""
+        silent = False
+        while True:
+            try:
+                async with self._api.watch(
+                    "pods", labelSelector=self._selector, resourceVersion=self._version
+                ) as changes:
+                    async for change in changes:
+                        pod = change["object"]
+                        self._version = pod["metadata"]["resourceVersion"]
+                        await self._note(reading.name(pod), None if change["type"] == "DELETED" else pod)
+                await self._list()  # whatever was missed
+                silent = False
+                continue
+            except Outdated:
+                self._version = ""
+            except ScistreamError as error:
+                if not silent:
+                    log.warning("%s; sessions that run go on", error)
+                silent = True
+            except Exception:
+                log.exception("the cluster's news could not be taken")
+            await asyncio.sleep(_AGAIN_S)
+            with suppress(ScistreamError):
+                await self._list()
+                silent = False
