@@ -15,6 +15,7 @@ import pytest
 import s2uc
 from s2cs.cli import cli as s2cs_cli
 from s2cs.identity.settings import Certificates, Introspection, Oidc
+from s2cs.kubernetes_settings import KubernetesNode, Toleration
 from s2cs.node_settings import NodeServer
 from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.launchers import LAUNCHERS
@@ -103,6 +104,8 @@ def test_every_setting_of_a_method_is_in_the_docs(heading: str, table: type[Tabl
     ("page", "heading", "table"),
     [
         ("configuration", r"What each `\[\[s2ds.nodes\]\]` has", Node),
+        ("configuration", r"What each `\[\[kubernetes.nodes\]\]` has", KubernetesNode),
+        ("configuration", r"What each `\[\[kubernetes.tolerations\]\]` has", Toleration),
         ("nodes", "`\\[server\\]` has", NodeServer),
     ],
 )
