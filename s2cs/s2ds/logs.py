@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 from s2cs.s2ds.backends.base import Backend
@@ -25,13 +26,14 @@ class Book:
         self.count = 0
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
 
-    def add(self, lines: bytes) -> None:
-        """Take more lines."""
+    def add(self, lines: bytes) -> list[str]:
+        """Take more lines; give those that are kept, as they are kept."""
         found = [line for line in lines.split(b"\n") if line.strip()]
         self.count += len(found)
-        for line in found[-KEPT_LINES:]:
-            text = line[:KEPT_WIDTH].decode(errors="replace").strip()
-            self._lines.append(printable(text)[:KEPT_WIDTH])
+        texts = (line[:KEPT_WIDTH].decode(errors="replace").strip() for line in found[-KEPT_LINES:])
+        kept = [printable(text)[:KEPT_WIDTH] for text in texts]
+        self._lines.extend(kept)
+        return kept
 
     def last(self, lines: int) -> Printed:
         """Give the last of them."""
@@ -41,9 +43,18 @@ class Book:
 class SessionLog:
     """Follow a proxy's log file without reading anything twice, and enter in the ledger what it tells."""
 
-    def __init__(self, path: Path, backend: Backend, role: Role, ledger: Ledger, book: Book | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        backend: Backend,
+        role: Role,
+        ledger: Ledger,
+        book: Book | None = None,
+        pass_on: Callable[[list[str]], None] | None = None,
+    ) -> None:
         self.path = path
         self._book = book or Book()
+        self._pass_on = pass_on
         self._backend = backend
         self._role = role
         self._ledger = ledger
@@ -117,7 +128,9 @@ class SessionLog:
             self._ledger.save()
 
     def _note(self, lines: bytes) -> None:
-        self._book.add(lines)
+        kept = self._book.add(lines)
+        if self._pass_on is not None:
+            self._pass_on(kept)
         for match in self._backend.session_line.finditer(lines):
             self._ledger.tls = match["version"].decode(), match["cipher"].decode()
         for match in self._backend.closed_line.finditer(lines):

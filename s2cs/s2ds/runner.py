@@ -127,7 +127,7 @@ class Runner:
                 proxy.log.recall()
                 yield proxy
             else:
-                self._log_of(handle).end()
+                self._log_of(handle, None).end()
                 clear(handle)
 
     async def _run(self, command: tuple[str, ...], name: str) -> Proxy:
@@ -138,10 +138,12 @@ class Runner:
         return self._proxy_of(await self._means.launcher.launch(job), self.directory / handle)
 
     def _proxy_of(self, process: Running, handle: Path) -> Proxy:
-        return Proxy(process, self._log_of(handle), handle)
+        return Proxy(process, self._log_of(handle, process), handle)
 
-    def _log_of(self, handle: Path) -> SessionLog:
-        return SessionLog(log_of(handle), self._backend, self._record.spec.role, self._ledger, self.book)
+    def _log_of(self, handle: Path, process: Running | None) -> SessionLog:
+        spec, backend = self._record.spec, self._backend
+        pass_on = self._means.launcher.passing_on(spec.uid, backend.name, process)
+        return SessionLog(log_of(handle), backend, spec.role, self._ledger, self.book, pass_on)
 
 
 async def _finished(work: Awaitable[None]) -> None:

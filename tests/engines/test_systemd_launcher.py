@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from s2cs.s2ds.launchers.base import out_of_memory
 from tests.engines.facilities import CONSUMER, PRODUCER, install, streaming, user, wait_for
 from tests.support.booted import ROOT, Machine
 
 BACKENDS = ("nginx", "haproxy", "stunnel")
-SETTINGS = 'launcher = "systemd"\\nmemory_bytes = 67108864\\ntasks = 32\\ncpu_weight = 50'
+MEMORY = 2**26
+SETTINGS = f'launcher = "systemd"\\nmemory_bytes = {MEMORY}\\ntasks = 32\\ncpu_weight = 50'
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +75,14 @@ def test_streams_have_limits_and_accounts_of_their_own(facilities: Machine) -> N
             units = of(facilities, stream.uid)
             assert len(units) == 2
             for unit in units:
-                assert facilities.show(unit, "MemoryMax") == "67108864"
+                assert facilities.show(unit, "MemoryMax") == str(MEMORY)
                 assert facilities.show(unit, "TasksMax") == "32"
                 assert facilities.show(unit, "CPUWeight") == "50"
                 assert int(facilities.show(unit, "MemoryCurrent")) > 0
                 assert int(facilities.show(unit, "TasksCurrent")) > 0
                 assert stream.uid in facilities.show(unit, "Description")
                 limit = facilities.said("cat", f"/sys/fs/cgroup/memory/scistream.slice/{unit}/memory.limit_in_bytes")
-                assert limit == "67108864"
+                assert limit == str(MEMORY)
         before = scopes(facilities)
         for unit in (PRODUCER, CONSUMER):
             facilities.run("systemctl", "restart", unit)
@@ -92,6 +94,57 @@ def test_streams_have_limits_and_accounts_of_their_own(facilities: Machine) -> N
         for stream in streams:
             stream.ends_whole()
             stream.release()
+    all_gone(facilities)
+
+
+def journal(machine: Machine, *matches: str) -> list[dict[str, Any]]:
+    lines = machine.said("journalctl", "--no-pager", "--output", "json", *matches).splitlines()
+    return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_proxies_print_is_in_the_journal_as_their_scopes_and_their_sessions(
+    facilities: Machine, backend: str
+) -> None:
+    with streaming(facilities, backend) as stream:
+        units = of(facilities, stream.uid)
+        stream.ends_whole()
+
+        def told(*matches: str) -> list[dict[str, Any]]:
+            found = journal(facilities, f"SCISTREAM_SESSION={stream.uid}", *matches)
+            return [each for each in found if each["SYSLOG_IDENTIFIER"] == backend]
+
+        closed = {"nginx": "sent=", "haproxy": "up=", "stunnel": "Connection closed"}[backend]
+        for unit in units:
+            wait_for(
+                f"the end of a connection, of {unit}",
+                lambda unit=unit: any(closed in each["MESSAGE"] for each in told(f"OBJECT_SYSTEMD_UNIT={unit}")),
+            )
+            shown = facilities.said("journalctl", "--no-pager", "--output", "cat", "--unit", unit)
+            assert closed in shown
+        stream.release()
+    said = facilities.said("journalctl", "--no-pager", "--output", "cat", f"SCISTREAM_SESSION={stream.uid}")
+    assert "PRIVATE" not in said
+    assert "BEGIN" not in said
+    assert not journal(facilities, f"SCISTREAM_SESSION={stream.uid}", "PRIORITY=6")
+    all_gone(facilities)
+
+
+def test_cpu_is_accounted_to_the_session_that_used_it(facilities: Machine) -> None:
+    with streaming(facilities, "nginx") as busy, streaming(facilities, "nginx") as idle:
+        idle.ends_whole()
+
+        def used(uid: str) -> int:
+            return sum(int(facilities.show(unit, "CPUUsageNSec")) for unit in of(facilities, uid))
+
+        before, at_rest = used(busy.uid), used(idle.uid)
+        assert before > 0
+        busy.goes_on()
+        wait_for("its account", lambda: used(busy.uid) > before + 20_000_000)
+        assert used(idle.uid) - at_rest < used(busy.uid) - before
+        busy.ends_whole()
+        for each in (busy, idle):
+            each.release()
     all_gone(facilities)
 
 
@@ -140,6 +193,60 @@ def test_one_who_takes_too_much_memory_is_ended_alone(facilities: Machine) -> No
         other.ends_whole()
         for each in (stream, other):
             each.release()
+    all_gone(facilities)
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["its own", "adopted"])
+def test_a_proxy_that_is_killed_for_its_memory_is_mended_and_the_reason_is_told(
+    facilities: Machine, restarted: bool
+) -> None:
+    # The kernel is told to choose the proxy, not what takes the memory.
+    script = "echo 1000 >/proc/$1/oom_score_adj; shift; for g; do echo $$ >$g; done; "
+    script += "exec python3 -c 'bytearray(200 * 2**20)'"
+    with streaming(facilities, "haproxy") as stream:
+        if restarted:
+            facilities.run("systemctl", "restart", PRODUCER, CONSUMER)
+        unit, other = of(facilities, stream.uid)
+        (proxy,) = pids(facilities, unit)
+        hierarchies = ("systemd", "unified", "memory")
+        groups = [f"/sys/fs/cgroup/{each}/scistream.slice/{unit}/cgroup.procs" for each in hierarchies]
+        run = facilities.run("timeout", "20", "sh", "-c", script, "sh", str(proxy), *groups, check=False)
+        assert run.returncode
+        wait_for("another scope", lambda: len({*of(facilities, stream.uid)} - {unit, other}) == 1)
+        units = ("--unit", PRODUCER, "--unit", CONSUMER)
+        said = facilities.said("journalctl", "--no-pager", "--output", "cat", *units, "--grep", stream.uid)
+        assert f"haproxy {out_of_memory(MEMORY)}" in said, said
+        stream.say("end")
+        assert stream.say(f"connect {stream.listener}") == "connected"
+        stream.goes_on()
+        stream.ends_whole()
+        stream.release()
+    all_gone(facilities)
+
+
+def test_a_limit_that_is_too_small_for_any_proxy_is_told_to_who_asks(facilities: Machine) -> None:
+    settings, too_small = "/etc/scistream/s2cs.toml", 2**20
+    facilities.run("sed", "-i", f"s/^memory_bytes = .*/memory_bytes = {too_small}/", settings)
+    facilities.run("systemctl", "reload", PRODUCER)
+    for backend in BACKENDS:
+        request = ("request", "--producer", "producer", "--consumer", "consumer", "--backend", backend)
+        run = user(facilities, "--timeout", "20", *request, "--prod-listeners", "127.0.0.1:6099", check=False)
+        assert run.returncode
+        assert f"{backend} {out_of_memory(too_small)}" in run.stderr
+    facilities.run("sed", "-i", f"s/^memory_bytes = .*/memory_bytes = {MEMORY}/", settings)
+    facilities.run("systemctl", "reload", PRODUCER)
+    all_gone(facilities)
+
+
+def test_a_proxy_makes_no_more_tasks_than_it_may(facilities: Machine) -> None:
+    with streaming(facilities, "nginx") as stream:
+        (unit, _) = of(facilities, stream.uid)
+        group = f"/sys/fs/cgroup/pids/scistream.slice/{unit}/cgroup.procs"
+        script = f"echo $$ >{group}; for i in $(seq 40); do sleep 5 & done"
+        assert "fork" in facilities.run("sh", "-c", script, check=False).stderr
+        stream.goes_on()
+        stream.ends_whole()
+        stream.release()
     all_gone(facilities)
 
 

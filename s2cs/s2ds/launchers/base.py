@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import Signals
@@ -93,6 +93,22 @@ class Launcher(Protocol):
         """Find what a handle file names, started by an earlier server; None when it has ended."""
         ...
 
+    def passing_on(self, uid: str, program: str, running: Running | None) -> Callable[[list[str]], None] | None:
+        """Give what takes the lines that a program printed to where this host keeps such; None where it has no place.
+
+        Args:
+            uid: of the session.
+            program: its name.
+            running: which it is; None when it has ended unwatched.
+        """
+        ...
+
     async def tidy(self, directory: Path) -> None:
         """Clear away what is left of programs that have ended, of the data server with this directory."""
         ...
+
+
+def out_of_memory(memory_bytes: int) -> str:
+    """Say of a program that it was ended for the memory it took, beyond its limit or, where that is 0, its host's."""
+    limit = f"[s2ds] memory_bytes = {memory_bytes}" if memory_bytes else "what this node has"
+    return f"was ended for want of memory: it needed more than {limit}"

@@ -14,7 +14,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from signal import Signals
@@ -25,7 +25,7 @@ from s2cs.s2ds.backends.base import Backend, Found
 from s2cs.s2ds.config import Containers
 from s2cs.s2ds.confinement import Confinement
 from s2cs.s2ds.engine import End, Engine, NoSuch, text_of
-from s2cs.s2ds.launchers.base import Job, Launcher, Running
+from s2cs.s2ds.launchers.base import Job, Launcher, Running, out_of_memory
 from s2cs.s2ds.launchers.container import DIRECTORY, described, name_of, surveying
 from s2cs.s2ds.launchers.process import Process, in_words
 from s2cs.s2ds.logs import last_words
@@ -126,6 +126,10 @@ class DockerLauncher:
         except (OSError, ValueError, TypeError):
             return None  # it had no sockets yet: `tidy` removes it
         return None if process is None else self._keep(process, str(name), int(memory))
+
+    def passing_on(self, uid: str, program: str, running: Running | None) -> Callable[[list[str]], None] | None:
+        """Give none: what they print is read from their files alone."""
+        return None
 
     async def tidy(self, directory: Path) -> None:
         """Remove the containers of this data server that no proxy of it runs in."""
@@ -298,6 +302,5 @@ def _hand_over(job: Job, taker: socket.socket) -> None:
 
 def _in_words(end: End, memory_bytes: int) -> str:
     if end.out_of_memory:
-        limit = f"[s2ds] memory_bytes = {memory_bytes}" if memory_bytes else "what this node has"
-        return f"was ended for want of memory: it needed more than {limit}"
+        return out_of_memory(memory_bytes)
     return in_words(_SIGNALLED - end.code if end.code > _SIGNALLED else end.code)

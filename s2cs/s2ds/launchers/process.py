@@ -110,6 +110,7 @@ class Process:
             self._forget()
 
     def _on_exit(self) -> None:
+        why_killed = self._why_killed()
         # Its number cannot be given out again before it is reaped: what its group still has is ours to kill.
         self._kill_group()
         try:
@@ -117,7 +118,11 @@ class Process:
         except ChildProcessError:
             ended = "ended"  # an earlier server's child: init has its status
         self._forget()
-        self._exit.set_result(ended)
+        self._exit.set_result(why_killed if why_killed and ended in ("ended", in_words(-signal.SIGKILL)) else ended)
+
+    def _why_killed(self) -> str:
+        """Say why it was killed, if it was, where that is known; asked before anything of it is cleared away."""
+        return ""
 
     def _forget(self) -> None:
         self._loop.remove_reader(self._pidfd)
@@ -216,6 +221,10 @@ class ProcessLauncher:
         if process is None and boot == procfs.boot_id():
             _end_orphans(pid, handle.parent)
         return process
+
+    def passing_on(self, uid: str, program: str, running: Running | None) -> Callable[[list[str]], None] | None:
+        """Give none: what they print is read from their files alone."""
+        return None
 
     async def tidy(self, directory: Path) -> None:
         """Do nothing: of a process nothing is left."""
