@@ -24,6 +24,7 @@ from s2cs.settings import Node as NodeEntry
 from s2cs.setup import write_whole
 from s2cs.store import Store
 from scistream.errors import FailedPrecondition, InvalidArgument
+from scistream.vocabulary import Rate
 from scistream.x509 import check_server_certificate, pinned
 
 CLIENT_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH
@@ -55,11 +56,22 @@ def data_server(
         return local
 
     def drained(name: str) -> bool:
-        return (name == LOCAL and not settings.s2ds.local) or store.fact(drained_fact(name)) == "yes"
+        return store.fact(drained_fact(name)) == "yes"
 
-    return Nodes(
-        [(replace(link(settings, node), term=term), node.rate) for node in settings.s2ds.nodes], local, homes, drained
-    )
+    return Nodes(links(settings, term), local, homes, drained, settings.s2ds.local)
+
+
+def links(settings: Settings, term: Callable[[], int] | None) -> dict[Link, Rate]:
+    """Say how the further nodes are reached, and what rate each can carry.
+
+    Args:
+        settings: the gateway's.
+        term: as above.
+
+    Raises:
+        FailedPrecondition: a certificate cannot be used.
+    """
+    return {replace(link(settings, node), term=term): node.rate for node in settings.s2ds.nodes}
 
 
 def configure(server: LocalDataServer | Nodes | Cluster, settings: Settings) -> None:

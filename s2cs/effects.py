@@ -70,8 +70,8 @@ def bridge_of(session: Session, shared_key: Callable[[Session], PreSharedKey] | 
     return Bridge(session.targets, shared_key(session))
 
 
-def meaning(event: TunnelEvent) -> Event:
-    """Say what a data server's news is to a session."""
+def meaning(event: TunnelEvent) -> Event | None:
+    """Say what a data server's news is to a session; None: to its state it is nothing."""
     match event.change:
         case Change.EXITED | Change.LOST:
             return Exited(event.reason)
@@ -79,6 +79,8 @@ def meaning(event: TunnelEvent) -> Event:
             return Started()
         case Change.FATAL:
             return Broke(event.reason)
+        case Change.FOUND:
+            return None
 
 
 def reconciled(session: Session, tunnel: TunnelStatus | None) -> list[Event | Effect]:

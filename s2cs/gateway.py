@@ -27,7 +27,7 @@ from s2cs.policy.decision import Lease, Use, decide, usual_lease
 from s2cs.policy.resolver import Resolver
 from s2cs.policy.sessions import admit_peers, admit_targets, backend_for, check_quota, judged, objection
 from s2cs.revocation import Revocations
-from s2cs.s2ds.contract import DataServer, LegCheck, Printed
+from s2cs.s2ds.contract import DataServer, LegCheck, Printed, TunnelState
 from s2cs.sessions import Sessions
 from s2cs.settings import Settings
 from s2cs.store import Store
@@ -96,7 +96,9 @@ class Gateway:
         for session in self._sessions.stored():
             live = Live(session, self.clock.now() if session.state.ended else inf)
             self._sessions.keep(live)
-            for each in reconciled(session, tunnels.pop(session.id, None)):
+            tunnel = tunnels.pop(session.id, None)
+            live.unsure = tunnel is not None and tunnel.state is TunnelState.LOST and session.before_update is not None
+            for each in reconciled(session, tunnel):
                 if isinstance(each, Effect):
                     self._lifecycle.act(live, each)
                 else:

@@ -15,7 +15,7 @@ from s2cs.effects import meaning
 from s2cs.lifecycle import Lifecycle
 from s2cs.live import Live, News
 from s2cs.revocation import Revocations
-from s2cs.s2ds.contract import TunnelEvent
+from s2cs.s2ds.contract import Change, TunnelEvent
 from s2cs.sessions import Sessions
 from scistream.errors import ResourceExhausted, Unavailable
 from scistream.machine import Revoke, Timeout
@@ -124,6 +124,9 @@ class Housekeeping:
                 continue
             try:
                 live.publish(News.DATA_SERVER, event.reason or event.change.value.lower())
-                self._lifecycle.report(live, meaning(event))
+                if (means := meaning(event)) is not None:
+                    self._lifecycle.report(live, means)
+                if event.change is not Change.LOST:
+                    self._lifecycle.catch_up(live)
             except Exception:
                 log.exception("session %s: news of its data server could not be taken", live.session.uid)

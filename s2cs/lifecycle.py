@@ -93,8 +93,24 @@ class Lifecycle:
             log.debug("%s", error)
 
     def act(self, live: Live, effect: Effect) -> None:
-        """Begin to carry an effect out, after those before it."""
+        """Begin to carry an effect out, after those before it; what was to be cut once is not stopped gently later."""
+        live.cut = live.cut or effect is Effect.CUT
+        if effect is Effect.STOP and live.cut:
+            effect = Effect.CUT
         live.task = asyncio.create_task(self._carry_out(live, effect, live.task))
+
+    def catch_up(self, live: Live) -> None:
+        """Do what is due since the data server could not be reached, now that there is news of it."""
+        if live.task is not None and not live.task.done():
+            return
+        match live.session.state:
+            case State.CLOSING:
+                self.act(live, Effect.STOP)
+            case State.STARTING:
+                self.act(live, Effect.START)
+            case State.ACTIVE if live.unsure:
+                live.unsure = False
+                self.act(live, Effect.UPDATE)
 
     async def settled(self, live: Live) -> None:
         """Wait until a running data server has taken over what was asked for, or refused it."""
@@ -184,6 +200,7 @@ class Lifecycle:
             live.error = Unavailable(f"session {live.session.uid} is given back as soon as it can be: {event.reason}")
             about_it = about(live.session, reason=event.reason)
             log.warning("session %s: is stopped again soon: %s", live.session.uid, event.reason, extra=about_it)
+            live.publish(News.DATA_SERVER, str(live.error))
             return  # the deadline of CLOSING stops it again
         if event is not None:
             self.report(live, event)

@@ -51,6 +51,8 @@ class Live:
         self.ended_at = ended_at  # of one that ended in an earlier process, the start of this one
         self.error: ScistreamError | None = None  # why the last effect could not be carried out
         self.task: asyncio.Task[None] | None = None  # the last effect, done when all before it are
+        self.cut = False  # its streams are to be cut, whoever stops it next
+        self.unsure = False  # whether its node has taken over the last update; to be done again when that is in sight
         self.warned = False
         self.waiting = 0  # calls of old clients that wait for its Hello
         self.look_at = 0.0  # until then time means nothing to it

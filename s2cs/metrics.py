@@ -24,7 +24,8 @@ from prometheus_client.metrics_core import Metric
 import scistream
 from s2cs.compat import Old, OldClients
 from s2cs.s2ds.contract import Traffic, TunnelState
-from s2cs.s2ds.nodes import Nodes, NodeState
+from s2cs.s2ds.nodes import Nodes
+from s2cs.s2ds.placing import NodeState
 from scistream.errors import ScistreamError
 from scistream.machine import Session, State
 from scistream.vocabulary import Role

@@ -1,18 +1,21 @@
-"""`s2cs nodes add`: what a further gateway node needs to start, in one file."""
+"""`s2cs nodes add` and `remove`: what a further gateway node needs to start, in one file, and its end here."""
 
 from __future__ import annotations
 
 import os
+import tomllib
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from s2cs.settings import LOCAL, NODE_NAME, Settings
+from s2cs.settings import LOCAL, NODE_NAME, Node, Settings
 from s2cs.settings_file import SettingsError, load
 from s2cs.setup import address_of, write_whole
-from scistream.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from scistream.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from scistream.vocabulary import Endpoint, PortRange, Rate, shown
 from scistream.x509 import node_name, pinned
 
@@ -66,7 +69,7 @@ def add(file: Path, name: str, at: str, lan: str, wan: str, ports: str, rate: st
             f"node name {shown(name)} is not 1 to 32 lower-case letters, digits and dashes; {LOCAL} is this host"
         )
     if any(node.name == name for node in settings.s2ds.nodes):
-        raise AlreadyExists(f"there is a node {name} already; take its [[s2ds.nodes]] out of {file} first")
+        raise AlreadyExists(f"there is a node {name} already; remove it first: s2cs nodes remove {name}")
     if bundle.exists():
         raise AlreadyExists(f"{bundle} is there already; name another file with --bundle, or move it away")
     address = Endpoint.parse(at)
@@ -80,7 +83,7 @@ def add(file: Path, name: str, at: str, lan: str, wan: str, ports: str, rate: st
     if rate:
         Rate.parse(rate)
         entry += f'rate = "{rate}"\n'
-    certificate = settings.s2ds.certificate.parent / "nodes" / f"{name}.crt"
+    certificate = _certificate(settings, name)
     made: list[Path] = []
     try:
         gateway = _own_certificate(settings)
@@ -101,7 +104,8 @@ def add(file: Path, name: str, at: str, lan: str, wan: str, ports: str, rate: st
         )
         write_whole(bundle, text.encode(), 0o600)
         made.append(bundle)
-        _append(file, entry.format(certificate=os.path.relpath(certificate, file.resolve().parent)))
+        entry = entry.format(certificate=os.path.relpath(certificate, file.resolve().parent))
+        _put(file, file.read_text(encoding="utf-8") + entry)
     except BaseException as error:
         for path in made:
             with suppress(OSError):
@@ -127,17 +131,77 @@ def _own_certificate(settings: Settings) -> bytes:
     return certificate.read_bytes()
 
 
-def _append(file: Path, entry: str) -> None:
-    """Add to the settings, if they are good with it."""
-    text = file.read_text(encoding="utf-8") + entry
+def remove(file: Path, name: str) -> None:
+    """Take a node, and its certificate, out of the gateway's settings.
+
+    Args:
+        file: the gateway's settings.
+        name: the node's.
+
+    Raises:
+        NotFound: there is no such node.
+        FailedPrecondition: it cannot be told from the rest of the file, which cannot be changed, or a file cannot be
+            written.
+        SettingsError: the settings would not be good without it; they are left as they are.
+    """
+    settings = load(file)
+    node = node_of(settings, name)
+    left = tuple(each for each in settings.s2ds.nodes if each is not node)
+    kept = _without(file.read_text(encoding="utf-8"), name)
+    by_hand = FailedPrecondition(f"node {name} cannot be told from the rest of {file}; take its lines out by hand")
+    try:
+        if kept is None or not _put(file, kept, lambda now: now.s2ds.nodes == left):
+            raise by_hand
+        if node.certificate == _certificate(settings, name):
+            node.certificate.unlink(missing_ok=True)
+    except OSError as error:
+        raise FailedPrecondition(f"{error.filename} cannot be written: {error.strerror}; mend its owner") from None
+
+
+def node_of(settings: Settings, name: str) -> Node:
+    """Find a node by name.
+
+    Raises:
+        NotFound: there is none of that name.
+    """
+    for node in settings.s2ds.nodes:
+        if node.name == name:
+            return node
+    names = ", ".join(node.name for node in settings.s2ds.nodes)
+    raise NotFound(f"there is no node {shown(name)}; " + (f"use {names}" if names else "there is none but this host"))
+
+
+def _certificate(settings: Settings, name: str) -> Path:
+    return settings.s2ds.certificate.parent / "nodes" / f"{name}.crt"
+
+
+def _without(text: str, name: str) -> str | None:
+    """Leave a node's table out of settings; None if it is not found in them."""
+    lines = text.splitlines(keepends=True)
+    begins = [i for i, line in enumerate(lines) if line.lstrip().startswith("[")] + [len(lines)]
+    for begin, end in pairwise(begins):
+        if not lines[begin].lstrip().startswith("[[s2ds.nodes]]"):
+            continue
+        with suppress(tomllib.TOMLDecodeError):
+            if tomllib.loads("".join(lines[begin:end]))["s2ds"]["nodes"][0].get("name") == name:
+                return "".join([*lines[:begin], *lines[end:]]).rstrip("\n") + "\n"
+    return None
+
+
+def _put(file: Path, text: str, good: Callable[[Settings], bool] = lambda now: True) -> bool:
+    """Change the settings, if they are good and as they are meant then; whether they were."""
     draft = file.with_name(f".{file.name}.new")
     try:
         draft.write_text(text, encoding="utf-8")
         draft.chmod(file.stat().st_mode & 0o777)
         try:
-            load(draft)
+            then = load(draft)
         except SettingsError as error:
-            raise SettingsError(f"{file} cannot take the node: {str(error).replace(str(draft), str(file))}") from None
+            why = str(error).replace(str(draft), str(file))
+            raise SettingsError(f"{file} cannot have its nodes changed: {why}") from None
+        if not good(then):
+            return False
         draft.replace(file)
+        return True
     finally:
         draft.unlink(missing_ok=True)

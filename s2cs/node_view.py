@@ -45,6 +45,17 @@ async def look(settings: Settings, store: Store) -> list[View]:
     return [_local(settings, store, at(LOCAL)), *await asyncio.gather(*remote)]
 
 
+def lost(settings: Settings, name: str) -> str:
+    """Say why a further node does not answer; empty if it does, or is none."""
+    for node in settings.s2ds.nodes:
+        if node.name == name:
+            try:
+                asyncio.run(describe(link(settings, node)))
+            except ScistreamError as error:
+                return str(error)
+    return ""
+
+
 def _local(settings: Settings, store: Store, sessions: list[Session]) -> View:
     network = settings.network
     held = {role: sum(s.request.num_conn for s in sessions if s.role is role) for role in Role}

@@ -19,7 +19,7 @@ from s2cs import notify, runtime
 from s2cs.audit.acts import account
 from s2cs.audit.log import Audit
 from s2cs.control import Control, Credentials
-from s2cs.data_server import configure
+from s2cs.data_server import configure, links
 from s2cs.data_server import data_server as data_server_of
 from s2cs.gateway import Gateway
 from s2cs.identity.authenticator import Authenticator, Methods
@@ -206,7 +206,7 @@ class _Running:
         authenticator: Authenticator,
         audit: Audit,
         page: Page | None,
-        shared: bool,
+        replica: Replica | None,
     ) -> None:
         self._store = store
         self._audit = audit
@@ -216,7 +216,8 @@ class _Running:
         self._page = page
         self._authenticator = authenticator
         self._credentials = _credentials(gateway.settings)
-        control.bind(self._credentials, shared)
+        self._term = replica.term if replica else None
+        control.bind(self._credentials, replica is not None)
 
     @property
     def sessions(self) -> str:
@@ -230,6 +231,8 @@ class _Running:
         try:
             settings, read = load(file), fingerprint(file)
             credentials, methods = _credentials(settings), _methods(settings)
+            nodes = self._data_server if isinstance(self._data_server, Nodes) else None
+            ways = links(settings, self._term) if nodes else {}
             if credentials != self._credentials:
                 await self.control.replace(credentials)
                 self._credentials = credentials
@@ -238,7 +241,7 @@ class _Running:
             self._audit.write("gateway.reload", decision="refused", reason=str(error))
             self._tell(fault=str(error))
             return
-        settings, waiting = succeed(self._gateway.settings, settings)
+        settings, waiting = succeed(self._gateway.settings, settings, with_nodes=nodes is not None)
         if waiting:
             log.warning("reloaded, but %s waits for a restart", ", ".join(waiting))
         self._gateway.settings = settings
@@ -246,6 +249,8 @@ class _Running:
             self._page.certify()
         self._authenticator.adopt(methods)
         configure(self._data_server, settings)
+        if nodes is not None:
+            nodes.rearrange(ways, settings.s2ds.local)
         log.info("settings and certificate reloaded")
         forbidden = objections(settings, self._gateway.running)
         if forbidden:
@@ -275,7 +280,7 @@ async def _running(
         stack.push_async_callback(authenticator.close)
         control = Control(gateway, authenticator, metrics, audit)
         page = _page(gateway, control, store, stack)
-        running = _Running(store, gateway, data_server, control, authenticator, audit, page, replica is not None)
+        running = _Running(store, gateway, data_server, control, authenticator, audit, page, replica)
         monitoring = _monitoring(gateway, metrics, stack)
         stack.enter_context(_recording(audit, fingerprint))
         await data_server.open()

@@ -19,7 +19,7 @@ from s2cs.health import unready
 from s2cs.identity.settings import Auth
 from s2cs.live import Item, Listed, News
 from s2cs.policy.decision import longest_lease, usual_lease
-from s2cs.s2ds.contract import LegCheck, Traffic, TunnelStatus
+from s2cs.s2ds.contract import LegCheck, Traffic, TunnelState, TunnelStatus
 from scistream.machine import Request, Session, State
 from scistream.proto import scistream_pb2 as pb
 from scistream.proto.scistream_pb2_grpc import ControlServicer
@@ -186,7 +186,7 @@ class Servicer(ControlServicer):
             uid=session.uid,
             role=session.role,
             state=session.state,
-            reason=session.reason,
+            reason=_reason(session, tunnel),
             owner=session.owner.name,
             backend=session.backend,
             node=session.node,
@@ -219,6 +219,13 @@ class Servicer(ControlServicer):
 
     def _time(self, steady: float) -> Timestamp:
         return _stamp(self._gateway.clock.wall(steady))
+
+
+def _reason(session: Session, tunnel: TunnelStatus | None) -> str:
+    """Say why a session is in its state, and what its end waits for."""
+    if session.state is State.CLOSING and tunnel is not None and tunnel.state is TunnelState.LOST:
+        return f"{session.reason}; it ends when its node is back: {tunnel.reason}"
+    return session.reason
 
 
 def _stamp(wall: float) -> Timestamp:

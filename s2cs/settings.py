@@ -275,17 +275,27 @@ FIXED: dict[str, tuple[str, ...]] = {
     "network": (),
     "metrics": (),
     "web": ("listen",),
-    "s2ds": ("launcher", "engine", "image", "user", "local", "nodes", "certificate", "key"),
+    "s2ds": ("launcher", "engine", "image", "user"),
     "audit": (),
     "store": (),
     "kubernetes": ("enabled", "api", "ca", "token_file", "namespace"),
 }
 
 
-def succeed(old: Settings, new: Settings) -> tuple[Settings, list[str]]:
-    """Give the settings that a running gateway can take over, and the names of those that wait for a restart."""
+OF_NODES = ("local", "nodes", "certificate", "key")  # of [s2ds]: fixed, too, where a gateway began without nodes
+
+
+def succeed(old: Settings, new: Settings, with_nodes: bool) -> tuple[Settings, list[str]]:
+    """Give the settings that a running gateway can take over, and the names of those that wait for a restart.
+
+    Args:
+        old: what is in force.
+        new: what is wanted.
+        with_nodes: it began with nodes, and can have others.
+    """
     tables, waiting = {}, []
-    for table, keys in FIXED.items():
+    for table, fixed in FIXED.items():
+        keys = fixed + OF_NODES if table == "s2ds" and not with_nodes else fixed
         before, after = getattr(old, table), getattr(new, table)
         kept = {key: getattr(before, key) for key in keys or type(before).model_fields}
         waiting += [f"[{table}] {key}" for key, value in kept.items() if getattr(after, key) != value]

@@ -19,7 +19,7 @@ from s2cs.commands.common import (
     opened,
     verbose_option,
 )
-from scistream.errors import NotFound
+from scistream.errors import FailedPrecondition, NotFound
 from scistream.vocabulary import shown
 
 
@@ -121,7 +121,38 @@ def add(
     make(file, name, address, lan, wan, port_range, rate, bundle)
     click.echo(f"settings of the node  {bundle}: bring it there, and keep it secret")
     click.echo(f"\nOn the node:  s2cs s2ds --config {bundle.name}")
-    click.echo("Then here:    restart s2cs serve; streams go on meanwhile")
+    click.echo("Then here:    s2cs reload; for the first node restart s2cs serve, streams go on meanwhile")
+
+
+@nodes.command(
+    cls=Recorded,
+    context_settings=CONTEXT,
+    short_help="Take a node out of this gateway.",
+    epilog="Example: s2cs nodes remove gw2",
+)
+@click.argument("name")
+@click.option("--end-sessions", is_flag=True, help="Though it has sessions: they end at the reload.")
+@config_option
+def remove(name: str, end_sessions: bool, file: Path | None) -> None:
+    """Take a node out of the settings of this gateway: one that is drained, or that will not come back."""
+    from s2cs.data_server import drained_fact  # noqa: PLC0415
+    from s2cs.node_setup import node_of  # noqa: PLC0415
+    from s2cs.node_setup import remove as take_out  # noqa: PLC0415
+    from s2cs.settings_file import located  # noqa: PLC0415
+
+    settings = load(file)
+    node_of(settings, name)
+    with opened(settings) as store:
+        left = sum(not s.state.ended and s.node == name for s in store.sessions())
+        if left and not end_sessions:
+            raise FailedPrecondition(
+                f"node {name} has {left} sessions; drain it and wait for their end, or end them with --end-sessions"
+            )
+        take_out(located(file), name)
+        store.note(drained_fact(name), "no")
+    click.echo(f"node {name} is out of the settings", err=True)
+    ended = f", which ends its {left} sessions" if left else ""
+    click.echo(f"Then here:    s2cs reload{ended}")
 
 
 @click.command(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,12 @@ from scistream.errors import DeadlineExceeded, InvalidArgument, NotFound, Unavai
 from scistream.vocabulary import printable, shown
 
 if TYPE_CHECKING:
+    from s2cs.settings import Settings
     from s2cs.store import Store
     from scistream.machine import Session
 
 _KILL_S = 40.0  # the gateway looks four times a second, and tries the end of a session again after 30 s
+_NODE_S = 2.0  # after that it is asked whether the node is there
 _REASON = 200  # characters
 
 _all_option = click.option("--all", "everything", is_flag=True, help="Ended sessions, too.")
@@ -116,7 +119,7 @@ def kill(uid: str, owner: str, reason: str, file: Path | None) -> None:
                 f"no gateway runs on these settings, and streams of session {uid} may go on; "
                 "it is killed as soon as one runs: s2cs serve"
             )
-        ended = _ended(store, session)
+        ended = _ended(store, settings, session)
     click.echo(f"session {uid} of {session.owner.name} has ended: {printable(ended)}", err=True)
 
 
@@ -132,13 +135,23 @@ def _only(store: Store, uid: str, owner: str) -> Session:
     return found[0]
 
 
-def _ended(store: Store, session: Session) -> str:
+def _ended(store: Store, settings: Settings, session: Session) -> str:
     """Wait until a session has ended; the reason that it gives."""
+    from s2cs.node_view import lost  # noqa: PLC0415
+    from scistream.machine import State  # noqa: PLC0415
+
     deadline = time.monotonic() + _KILL_S
+    ask_node = time.monotonic() + _NODE_S
     while True:
         now = next((s for s in store.sessions() if s.id == session.id), None)
         if now is None or now.state.ended:
             return now.reason if now else "it is forgotten"
+        if now.state is State.CLOSING and now.node and time.monotonic() > ask_node:
+            ask_node = inf
+            if why := lost(settings, now.node):
+                raise Unavailable(
+                    f"session {session.uid} is ended when its node is back, and its streams may go on until then: {why}"
+                )
         if time.monotonic() > deadline:
             raise DeadlineExceeded(
                 f"session {session.uid} is {now.state} after {_KILL_S:g} s; the order stands, see the gateway's log"

@@ -191,6 +191,7 @@ class Change(StrEnum):
     RUNNING = "RUNNING"  # back
     FATAL = "FATAL"  # given up
     LOST = "LOST"  # its node is out of sight; what it carries may go on
+    FOUND = "FOUND"  # its node is in sight again, and it does not run: it was not started, or is being stopped
 
 
 @dataclass(frozen=True, slots=True)

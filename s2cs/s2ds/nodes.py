@@ -6,16 +6,18 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from s2cs.s2ds.contract import (
     BackendInfo,
     Bridge,
+    Change,
     LegCheck,
     Printed,
     Reservation,
     Traffic,
+    TunnelEvent,
     TunnelSpec,
     TunnelState,
     TunnelStatus,
@@ -23,7 +25,8 @@ from s2cs.s2ds.contract import (
 from s2cs.s2ds.events import Events, Watch
 from s2cs.s2ds.homes import Home, Homes
 from s2cs.s2ds.local import LocalConfig, LocalDataServer
-from s2cs.s2ds.placing import Candidate, place
+from s2cs.s2ds.members import Members, Server
+from s2cs.s2ds.placing import Candidate, NodeState, place
 from s2cs.s2ds.remote.client import RemoteDataServer
 from s2cs.s2ds.remote.link import Link
 from scistream.errors import FailedPrecondition, NotFound, ResourceExhausted, ScistreamError, Unavailable
@@ -31,21 +34,7 @@ from scistream.vocabulary import Rate, Role, shown
 
 log = logging.getLogger(__name__)
 
-LOCAL = "local"  # how this host is called among the nodes
 _TRY_ELSEWHERE = (Unavailable, ResourceExhausted, FailedPrecondition)
-
-
-@dataclass(frozen=True, slots=True)
-class NodeState:
-    """A node as it is now, for those who look after it. Rates in bytes per second."""
-
-    name: str
-    lost: str  # why; empty when it is in touch
-    drained: bool
-    tunnels: int
-    reserved: int
-    capacity: int
-    free_ports: Mapping[Role, int]
 
 
 class Nodes:
@@ -56,10 +45,11 @@ class Nodes:
 
     def __init__(
         self,
-        links: Iterable[tuple[Link, Rate]],
+        links: Mapping[Link, Rate],
         local: LocalDataServer,
         homes: Callable[[], Iterable[Home]],
         drained: Callable[[str], bool],
+        here: bool = True,
     ) -> None:
         """Make it; nothing happens before `open`.
 
@@ -68,15 +58,11 @@ class Nodes:
             local: the data server of this host.
             homes: tells where the tunnels of sessions that run are, by what outlives this process.
             drained: tells whether a node takes no new sessions.
+            here: this host takes sessions, too.
         """
-        self._servers: dict[str, LocalDataServer | RemoteDataServer] = {LOCAL: local}
-        self._capacity: dict[str, int] = {}
-        for link, rate in links:
-            self._servers[link.name] = RemoteDataServer(link, self._back(link.name))
-            self._capacity[link.name] = rate.bytes_per_s
-        self._local = local
+        self._members = Members(local, here, drained, self._back)
+        self._members.be(links, here)
         self._known = homes
-        self._drained = drained
         self._homes = Homes()
         self._events = Events()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -89,15 +75,47 @@ class Nodes:
         """
         for home in self._known():
             self._homes.settle(home)
-        await self._local.open()
-        for server in self._servers.values():
+        await self._members.local.open()
+        for _, server in self._members:
             self._spawn(self._pass_on(server.watch()))
-        remote = [(name, server) for name, server in self._servers.items() if isinstance(server, RemoteDataServer)]
-        await asyncio.gather(*(server.open(*self._homes.at(name)) for name, server in remote))
+        await asyncio.gather(*(self._open(server) for server in self._members.remote))
 
     def configure(self, config: LocalConfig) -> None:
         """Take other settings for the tunnels to come on this host."""
-        self._local.configure(config)
+        self._members.local.configure(config)
+
+    def rearrange(self, links: Mapping[Link, Rate], here: bool) -> None:
+        """Have these further nodes from now on. Sessions on one that is left out end with that reason.
+
+        Args:
+            links: as at the start.
+            here: this host takes sessions, too.
+        """
+        left, added = self._members.be(links, here)
+        for name in left:
+            log.info("node %s is not in the settings any more", name)
+            for id in self._homes.at(name):
+                self._events.publish(TunnelEvent(id, Change.FATAL, _gone(name)))
+            self._let_go(name)
+        for server in added:
+            self._spawn(self._pass_on(server.watch()))
+            self._spawn(self._open(server))
+
+    async def _open(self, server: RemoteDataServer) -> None:
+        await server.open(*self._homes.at(server.name))
+
+    def _let_go(self, name: str) -> None:
+        """Leave a node that is not in the settings any more when its sessions have ended, or it is lost."""
+        if not self._homes.at(name) or self._members.lost(name):
+            server = self._members.let_go(name)
+            if server is not None:
+                self._spawn(_left(server))
+
+    def _leave_home(self, id: str) -> None:
+        node = self._homes.node(id)
+        self._homes.leave(id)
+        if node is not None:
+            self._let_go(node)
 
     async def close(self) -> None:
         """End all tunnels, and whatever watches them; those of a lost node are ended when it is in touch again.
@@ -105,14 +123,13 @@ class Nodes:
         Raises:
             Unavailable: a tunnel of this host could not be ended.
         """
-        reached = [server for server in self._servers.values() if server is not self._local]
-        await asyncio.gather(*(server.close() for server in reached), return_exceptions=True)
+        await asyncio.gather(*(server.close() for server in self._members.remote), return_exceptions=True)
         self._end()
-        await self._local.close()
+        await self._members.local.close()
 
     async def leave(self) -> None:
         """Close, and leave all tunnels running."""
-        await asyncio.gather(*(server.leave() for server in self._servers.values()))
+        await asyncio.gather(*(server.leave() for _, server in self._members))
         self._end()
 
     def _end(self) -> None:
@@ -124,20 +141,21 @@ class Nodes:
         """Bind `num_conn` listeners on the best node that has them, and make the tunnel's key there."""
         fault: ScistreamError | None = None
         for name in place(spec, self._candidates(spec.role)):
+            if (server := self._members.get(name)) is None:
+                continue
             self._homes.settle(Home(spec.id, name, spec.rate.bytes_per_s))
             try:
-                return replace(await self._servers[name].reserve(spec), node=name)
+                return replace(await server.reserve(spec), node=name)
             except _TRY_ELSEWHERE as error:
-                self._homes.leave(spec.id)
+                self._leave_home(spec.id)
                 fault = error
                 log.warning("a session of %s does not go to node %s: %s", spec.uid, name, error)
                 if isinstance(error, Unavailable):  # the answer was lost, perhaps
                     self._spawn(self._clear_away(name, spec.id))
             except BaseException:
-                self._homes.leave(spec.id)
+                self._leave_home(spec.id)
                 raise
-        assert fault is not None, "place() names one at least"
-        raise fault
+        raise fault or Unavailable("the nodes have changed; ask again")
 
     async def start(self, id: str, bridge: Bridge) -> None:
         """Open the way; return when connections are served."""
@@ -154,23 +172,29 @@ class Nodes:
             Unavailable: its node is lost; ask again when it is back.
         """
         if (home := self._homes.get(id)) is None:
-            reached = [server for server in self._servers.values() if not _lost(server)]
+            reached = [server for name, server in self._members if not self._members.lost(name)]
             found = await asyncio.gather(*(server.stop(id, cut) for server in reached))
             return next((traffic for traffic in found if traffic is not None), None)
-        traffic = await self._servers[home.node].stop(id, cut) if home.node in self._servers else None
-        self._homes.leave(id)
+        server = self._members.get(home.node)
+        traffic = await server.stop(id, cut) if server is not None else None
+        self._leave_home(id)
         return traffic
 
     async def list(self, *ids: str) -> tuple[TunnelStatus, ...]:
         """All tunnels there are, or those there are of these ids; on a lost node, as they were last known."""
         wanted = [home for home in (map(self._homes.get, ids) if ids else self._homes) if home is not None]
-        asked = [name for name in self._servers if not ids or any(home.node == name for home in wanted)]
-        answers = await asyncio.gather(*(self._listed(name, ids, wanted) for name in asked))
-        gone = tuple(_gone(home) for home in wanted if home.node not in self._servers)
+        asked = [(name, each) for name, each in self._members if not ids or any(h.node == name for h in wanted)]
+        answers = await asyncio.gather(*(self._listed(name, each, ids, wanted) for name, each in asked))
+        gone = tuple(
+            TunnelStatus(home.id, TunnelState.FATAL, "", "", (), reason=_gone(home.node))
+            for home in wanted
+            if home.node not in self._members.servers
+        )
         return (*(status for found in answers for status in found), *gone)
 
-    async def _listed(self, name: str, ids: tuple[str, ...], wanted: Iterable[Home]) -> Iterable[TunnelStatus]:
-        server = self._servers[name]
+    async def _listed(
+        self, name: str, server: Server, ids: tuple[str, ...], wanted: Iterable[Home]
+    ) -> Iterable[TunnelStatus]:
         mine = [home.id for home in wanted if home.node == name]
         try:
             found = await server.list(*(mine if ids else ()))
@@ -184,8 +208,8 @@ class Nodes:
     async def logs(self, id: str, lines: int) -> Printed:
         """What a tunnel's proxies printed last; nothing while its node is lost."""
         home = self._homes.get(id)
-        names = [home.node] if home is not None else list(self._servers)
-        reached = [self._servers[name] for name in names if name in self._servers and not _lost(self._servers[name])]
+        nodes = [(name, server) for name, server in self._members if home is None or home.node == name]
+        reached = [server for name, server in nodes if not self._members.lost(name)]
         found = await asyncio.gather(*(server.logs(id, lines) for server in reached), return_exceptions=True)
         return max((each for each in found if isinstance(each, Printed)), key=lambda p: p.count, default=Printed())
 
@@ -213,7 +237,7 @@ class Nodes:
 
     def most_ports(self) -> int:
         """How many ports there are for each role, on all nodes together that take sessions."""
-        return sum(server.most_ports() for name, server in self._servers.items() if not self._is_drained(name))
+        return sum(server.most_ports() for name, server in self._members if not self._members.is_drained(name))
 
     def free_ports(self, role: Role) -> int:
         """How many listeners could still be reserved for a role, on all nodes together."""
@@ -229,7 +253,7 @@ class Nodes:
                 len(self._homes.at(node.name)),
                 node.reserved,
                 node.capacity,
-                {role: self._servers[node.name].free_ports(role) for role in Role},
+                {role: self._members.servers[node.name].free_ports(role) for role in Role},
             )
             for node in self._candidates(Role.PROD)
         )
@@ -242,31 +266,28 @@ class Nodes:
                 name,
                 server.free_ports(role),
                 server.backends(),
-                self._capacity.get(name, 0),
+                self._members.capacity(name),
                 self._homes.reserved(name),
-                _lost(server),
-                self._is_drained(name),
+                self._members.lost(name),
+                self._members.is_drained(name),
             )
-            for name, server in self._servers.items()
+            for name, server in self._members
         )
 
-    def _is_drained(self, name: str) -> bool:
-        try:
-            return self._drained(name)
-        except ScistreamError:  # the store cannot be used: then no session is taken anyway
-            return False
-
-    def _at(self, id: str) -> LocalDataServer | RemoteDataServer:
-        home = self._homes.get(id)
-        if home is None or home.node not in self._servers:
+    def _at(self, id: str) -> Server:
+        node = self._homes.node(id)
+        server = self._members.get(node) if node is not None else None
+        if server is None:
             raise NotFound(f"there is no tunnel {shown(id)}; reserve it first")
-        return self._servers[home.node]
+        return server
 
     # What happens
 
     async def _pass_on(self, news: Watch) -> None:
         async for event in news:
             self._events.publish(event)
+            if event.change is Change.LOST and (node := self._homes.node(event.id)) is not None:
+                self._let_go(node)
 
     def _back(self, name: str) -> Callable[[Mapping[str, TunnelStatus]], None]:
         """Stop what a node that is in touch again has, and no session does."""
@@ -284,8 +305,10 @@ class Nodes:
         return back
 
     async def _clear_away(self, name: str, id: str) -> None:
+        server = self._members.get(name)
         with suppress(Unavailable):  # it is lost again, or still, and looked at when it is back
-            await self._servers[name].stop(id, cut=True)
+            if server is not None:
+                await server.stop(id, cut=True)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -293,10 +316,11 @@ class Nodes:
         task.add_done_callback(self._tasks.discard)
 
 
-def _lost(server: LocalDataServer | RemoteDataServer) -> str:
-    return server.lost if isinstance(server, RemoteDataServer) else ""
+async def _left(server: Server) -> None:
+    """End what a node still has, if it can be asked, and leave it."""
+    with suppress(ScistreamError):
+        await server.close()
 
 
-def _gone(home: Home) -> TunnelStatus:
-    reason = f"its node {home.node} is not in the settings any more"
-    return TunnelStatus(home.id, TunnelState.FATAL, "", "", (), reason=reason)
+def _gone(name: str) -> str:
+    return f"its node {name} is not in the settings any more"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
 
 from s2cs.s2ds.contract import BackendInfo, Capability, TunnelSpec
 from scistream.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, ScistreamError, Unavailable
-from scistream.vocabulary import Rate, Transport, shown
+from scistream.vocabulary import Rate, Role, Transport, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,19 @@ class Candidate:
     def free_rate(self) -> float:
         """What of its rate could still be reserved."""
         return self.capacity - self.reserved if self.capacity else inf
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """A node as it is now, for those who look after it. Rates in bytes per second."""
+
+    name: str
+    lost: str  # why; empty when it is in touch
+    drained: bool
+    tunnels: int
+    reserved: int
+    capacity: int
+    free_ports: Mapping[Role, int]
 
 
 def place(spec: TunnelSpec, nodes: Iterable[Candidate]) -> list[str]:

@@ -59,9 +59,9 @@ class Site:
             time.sleep(0.1)
         return info
 
-    def leftovers(self) -> list[object]:
+    def leftovers(self, *more: NodeProcess) -> list[object]:
         found: list[object] = []
-        for node in self.nodes.values():
+        for node in (*self.nodes.values(), *more):
             files = [path for path in node.tunnels.rglob("*") if path.name != "lock"]
             found += [*processes_in(node.tunnels), *listening(node.ports), *files]
         return found
@@ -125,40 +125,113 @@ def test_sessions_are_spread_and_streams_outlive_everybody_but_their_proxy(site:
     assert site.leftovers() == []
 
 
-def test_a_lost_node_is_noticed_avoided_and_reconciled(site: Site) -> None:
+def test_a_lost_node_is_noticed_avoided_and_reconciled_over_a_restart_of_s2cs(site: Site) -> None:
     with echo() as application:
         (kept, a), (_, b) = (opened(site, application.endpoint) for _ in "12")
         lost = site.nodes[a]
-        released, _ = opened(site, application.endpoint)
-        while site.info(released.uid).node != a:
-            released, _ = opened(site, application.endpoint)
+        site.s2cs("nodes", "drain", b)
+        released, killed, expiring = (
+            opened(site, application.endpoint, **more)[0] for more in ({}, {}, {"lease_s": 9})
+        )
+        site.producer.req(pb.Request(uid="early", role="PROD", num_conn=1, immediate=True))  # type: ignore[operator]
+        site.s2cs("nodes", "drain", b, "--off")
+        stream, cut = kept.connect(), killed.connect()
         lost.stop(signal.SIGKILL)
         info = site.becomes(kept.uid, lambda info: info.state != "ACTIVE")
         assert (info.state, info.node) == ("RECOVERING", a)
         assert f"node {a} is lost" in info.reason
         assert "may go on" in info.reason
-        with kept.connect() as stream:  # as it does
-            exchange(stream, DATA)
-        site.becomes(released.uid, lambda info: info.state == "RECOVERING")
+        for each in (stream, cut):  # as they do
+            each.sendall(b"before")
+            assert each.recv(6) == b"before"
         _, c = opened(site, application.endpoint)
         assert c == b
-        with pytest.raises(grpc.RpcError) as fault:
-            released.release()
-        assert fault.value.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
-        assert "given back as soon as it can be" in fault.value.details()  # type: ignore[attr-defined]
-        assert site.info(released.uid).state == "CLOSING"
+        for uid in (released.uid, "early"):
+            with pytest.raises(grpc.RpcError) as fault:
+                site.producer.release(pb.Release(uid=uid))  # type: ignore[operator]
+            assert fault.value.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
+            assert "given back as soon as it can be" in fault.value.details()  # type: ignore[attr-defined]
+        refused = site.s2cs("sessions", "kill", killed.uid, "--reason", "a test")
+        assert refused.returncode == 4
+        assert f"session {killed.uid} is ended when its node is back" in refused.stderr
+        for uid in (released.uid, killed.uid, "early"):
+            info = site.info(uid)
+            assert info.state == "CLOSING"
+            assert f"it ends when its node is back: node {a} is lost" in info.reason
         shown = {view["name"]: view for view in json.loads(site.s2cs("nodes", "--json").stdout)}
         assert (shown[a]["state"], shown[b]["state"], shown["local"]["state"]) == ("lost", "up", "draining")
         assert "warn  node" in site.s2cs("check").stdout
+        site.becomes(expiring.uid, lambda info: info.state == "CLOSING")
+        site.gateway.stop(signal.SIGKILL)
+        site.gateway.start()
+        assert site.info(kept.uid).state == "RECOVERING"
+        assert site.info(killed.uid).state == "CLOSING"
         lost.start()
-        site.becomes(released.uid, lambda info: info.state == "RELEASED")
+        for uid, state in ((released.uid, "RELEASED"), (killed.uid, "RELEASED"), (expiring.uid, "EXPIRED")):
+            site.becomes(uid, lambda info, state=state: info.state == state)  # type: ignore[misc]
+        site.becomes("early", lambda info: info.state == "RELEASED")
+        assert "killed by" in site.info(killed.uid).reason
+        assert cut.recv(1) == b""
         site.becomes(kept.uid, lambda info: info.state == "ACTIVE")
         assert not site.info(kept.uid).reason
+        exchange(stream, DATA)
+        shown = {view["name"]: view for view in json.loads(site.s2cs("nodes", "--json").stdout)}
+        assert (shown[a]["sessions"], shown[a]["free_ports"]["wan"]) == (1, 19)
         for session in json.loads(site.s2cs("sessions", "--json").stdout):
             site.producer.release(pb.Release(uid=session["uid"]))  # type: ignore[operator]
         for session in site.consumer.list(pb.ListRequest()).sessions:  # type: ignore[operator]
             site.consumer.release(pb.Release(uid=session.uid))  # type: ignore[operator]
     assert site.leftovers() == []
+
+
+def test_a_reload_takes_up_a_node_and_lets_go_one_that_is_removed(site: Site, tmp_path: Path) -> None:
+    def added() -> NodeProcess:
+        node = made(site.gateway.config, "n3", Endpoint("127.0.0.1", range_.last + 1), range_, tmp_path)
+        assert site.s2cs("reload").returncode == 0
+        stack.callback(node.clear)
+        node.start()
+        return node
+
+    def on_n3() -> Opened:
+        for name in site.nodes:
+            site.s2cs("nodes", "drain", name)
+        while site.producer.describe(pb.DescribeRequest()).unready:  # type: ignore[operator]
+            time.sleep(0.1)
+        session, name = opened(site, application.endpoint)
+        assert name == "n3"
+        for name in site.nodes:
+            site.s2cs("nodes", "drain", name, "--off")
+        return session
+
+    with ExitStack() as stack:
+        range_ = stack.enter_context(ports(20))
+        application = stack.enter_context(echo())
+        node = added()
+        session = on_n3()
+        refused = site.s2cs("nodes", "remove", "n3")
+        assert refused.returncode == 1
+        assert "node n3 has 1 sessions" in refused.stderr
+        node.stop(signal.SIGKILL)  # for ever
+        site.becomes(session.uid, lambda info: info.state == "RECOVERING")
+        assert site.s2cs("nodes", "remove", "n3", "--end-sessions").returncode == 0
+        assert site.s2cs("reload").returncode == 0
+        info = site.becomes(session.uid, lambda info: info.state == "FAILED")
+        assert info.reason == "its node n3 is not in the settings any more"
+        session.consumer.release(pb.Release(uid=session.uid))  # type: ignore[attr-defined]
+        node.bundle.unlink()
+        node = added()  # after all: what it has is nobody's
+        session = on_n3()
+        with session.connect() as stream:
+            assert len([path for path in node.tunnels.iterdir() if path.is_dir()]) == 1
+            assert site.s2cs("nodes", "remove", "n3", "--end-sessions").returncode == 0
+            assert site.s2cs("reload").returncode == 0
+            assert stream.recv(1) == b""
+        site.becomes(session.uid, lambda info: info.state == "FAILED")
+        session.consumer.release(pb.Release(uid=session.uid))  # type: ignore[attr-defined]
+        assert (site.leftovers(node)) == []
+        assert "n3" not in site.gateway.config.read_text()
+        assert "n3" not in site.s2cs("nodes").stdout
+        assert site.s2cs("nodes", "remove", "n3").returncode == 5
 
 
 def test_what_a_node_lost_fails_with_the_reason_and_what_it_has_too_much_is_stopped(site: Site) -> None:

@@ -103,7 +103,7 @@ def gateway_settings(directory: Path) -> Path:
 
 def made(settings: Path, name: str, address: Endpoint, ports: PortRange, home: Path, **options: str) -> NodeProcess:
     """Add a node to a gateway's settings; home is the node's own directory."""
-    home.mkdir(parents=True)
+    home.mkdir(parents=True, exist_ok=True)
     for parent in (home, *home.parents):  # proxies can pass
         if parent.stat().st_uid == os.geteuid() and not parent.stat().st_mode & 0o001:
             parent.chmod(parent.stat().st_mode | 0o011)

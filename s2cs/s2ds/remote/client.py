@@ -66,6 +66,7 @@ class RemoteDataServer:
         self._channel: grpc.aio.Channel | None = None
         self._stub: Any = None
         self._following: asyncio.Task[None] | None = None
+        self._news: Any = None  # the call that brings them
         self._ends: set[asyncio.Task[Traffic | None]] = set()
 
     async def open(self, *ids: str) -> None:
@@ -79,6 +80,13 @@ class RemoteDataServer:
         self._connect()
         self._following = asyncio.create_task(self._follow())
         await self._tried.wait()
+
+    def relink(self, link: Link) -> None:
+        """Reach the same node in another way from now on, if it is another; what is under way is asked again there."""
+        if link != self._link:
+            self._link = link
+            if self._news is not None:
+                self._news.cancel()
 
     async def close(self) -> None:
         """End all tunnels, and whatever watches them.
@@ -98,6 +106,7 @@ class RemoteDataServer:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._following = None
+        self._tried.set()
         self._events.end()
         await self._disconnect()
 
@@ -246,8 +255,8 @@ class RemoteDataServer:
             if not self.lost or not self._tried.is_set():
                 self._lose(why)
             await self._disconnect()
-            self._connect()
             await asyncio.sleep(_AGAIN_S)
+            self._connect()
 
     def _lose(self, why: str) -> None:
         """Note that the node has been silent for too long, if it has."""
@@ -261,7 +270,8 @@ class RemoteDataServer:
 
     async def _listen(self) -> str:
         """Take news until there are none any more; why."""
-        watch, compared = self._stub.Watch(pb.WatchRequest(), metadata=self._link.marks()), False
+        self._news = watch = self._stub.Watch(pb.WatchRequest(), metadata=self._link.marks())
+        compared = False
         try:
             while True:
                 async with asyncio.timeout(LOST_S):
@@ -278,6 +288,10 @@ class RemoteDataServer:
                 if not compared:
                     await self._compare()
                     compared = True
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            return "it is reached in another way now"
         except TimeoutError:
             return f"it has not been heard for {LOST_S:g} s"
         except grpc.aio.AioRpcError as error:

@@ -60,7 +60,11 @@ class Told:
             change = _CHANGE.get(status.state)
             if change is Change.RUNNING and restarts < status.restarts:
                 news.append(TunnelEvent(id, Change.EXITED, status.reason))
-            elif change is None or (state is status.state and not was_lost):
+            elif change is None:
+                if was_lost and status.state is not TunnelState.STARTING:
+                    news.append(TunnelEvent(id, Change.FOUND))
+                continue
+            elif state is status.state and not was_lost:
                 continue
             news.append(TunnelEvent(id, change, "" if change is Change.RUNNING else status.reason))
             self._told[id] = (status.state, status.restarts)
