@@ -29,7 +29,7 @@ from s2cs.s2ds.members import Members, Server
 from s2cs.s2ds.placing import Candidate, NodeState, place
 from s2cs.s2ds.remote.client import RemoteDataServer
 from s2cs.s2ds.remote.link import Link
-from scistream.errors import FailedPrecondition, NotFound, ResourceExhausted, ScistreamError, Unavailable
+from scistream.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted, ScistreamError, Unavailable
 from scistream.vocabulary import Rate, Role, shown
 
 log = logging.getLogger(__name__)
@@ -139,6 +139,8 @@ class Nodes:
 
     async def reserve(self, spec: TunnelSpec) -> Reservation:
         """Bind `num_conn` listeners on the best node that has them, and make the tunnel's key there."""
+        if self._homes.node(spec.id) is not None:
+            raise AlreadyExists(f"tunnel {shown(spec.id)} exists; stop it first, or use another id")
         fault: ScistreamError | None = None
         for name in place(spec, self._candidates(spec.role)):
             if (server := self._members.get(name)) is None:

@@ -63,12 +63,12 @@ class Forgetful:
         if method == "Watch":
             return inner
 
-        async def call(request: Any, timeout: float) -> Any:
+        async def call(request: Any, timeout: float, metadata: Any) -> Any:
             fate = self._chance.random()
             if fate < 0.35:
                 self.lost += 1
                 raise self._broken()
-            answer = await inner(request, timeout=timeout)
+            answer = await inner(request, timeout=timeout, metadata=metadata)
             if fate < 0.7:
                 self.lost += 1
                 raise self._broken()

@@ -126,7 +126,8 @@ def test_sessions_are_spread_and_streams_outlive_everybody_but_their_proxy(site:
 
 
 def test_a_lost_node_is_noticed_avoided_and_reconciled_over_a_restart_of_s2cs(site: Site) -> None:
-    with echo() as application:
+    with ExitStack() as stack:
+        application = stack.enter_context(echo())
         (kept, a), (_, b) = (opened(site, application.endpoint) for _ in "12")
         lost = site.nodes[a]
         site.s2cs("nodes", "drain", b)
@@ -135,7 +136,7 @@ def test_a_lost_node_is_noticed_avoided_and_reconciled_over_a_restart_of_s2cs(si
         )
         site.producer.req(pb.Request(uid="early", role="PROD", num_conn=1, immediate=True))  # type: ignore[operator]
         site.s2cs("nodes", "drain", b, "--off")
-        stream, cut = kept.connect(), killed.connect()
+        stream, cut = (stack.enter_context(each.connect()) for each in (kept, killed))
         lost.stop(signal.SIGKILL)
         info = site.becomes(kept.uid, lambda info: info.state != "ACTIVE")
         assert (info.state, info.node) == ("RECOVERING", a)

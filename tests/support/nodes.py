@@ -123,10 +123,12 @@ def link_to(settings: Path, name: str) -> Link:
 
 
 @contextmanager
-def node(directory: Path, ports: PortRange, kind: Flavour, **changes: object) -> Iterator[NodeProcess]:
-    """Run a node on loopback; its control port is the one after its sessions' ports."""
-    address = Endpoint("127.0.0.1", ports.last + 1)
-    running = made(gateway_settings(directory / "gateway"), "n1", address, ports, directory / "n1")
+def node(
+    directory: Path, ports: PortRange, kind: Flavour, name: str = "n1", port: int = 0, **changes: object
+) -> Iterator[NodeProcess]:
+    """Run a node on loopback; its control port is the one after its sessions' ports, if it is not said."""
+    address = Endpoint("127.0.0.1", port or ports.last + 1)
+    running = made(gateway_settings(directory / "gateway"), name, address, ports, directory / name)
     programs = {name: str(path) for name, path in kind.programs.items()}
     text = running.bundle.read_text().replace('backend = "auto"', f'backend = "{kind.backend}"')
     running.bundle.write_text(text + "".join(f'programs.{name} = "{path}"\n' for name, path in programs.items()))
