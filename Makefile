@@ -29,7 +29,7 @@ demo: $(RUN_STAMP) ## two gateways on this machine, real proxies, real data
 	$(VENV)/bin/s2uc demo
 
 test: $(DEV_STAMP) proxies provider prometheus chromium ## the whole test suite but the long runs
-	$(PY) -m pytest -m "not soak and not engines" -n $(TEST_WORKERS) --dist loadscope
+	$(PY) -m pytest -m "not soak and not engines" -n $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder
 
 test-engines: $(DEV_STAMP) proxies $(WHEELHOUSE) ## what needs a booted systemd or another engine; skips what is not there
 	$(PY) -m pytest -m engines --timeout 600 tests/engines tests/contract

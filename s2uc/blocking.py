@@ -51,21 +51,30 @@ def wait_for(work: Coroutine[Any, Any, _T]) -> _T:
             "this process was forked from one that had used s2uc, where gRPC cannot work; "
             'start it with multiprocessing.get_context("spawn")'
         )
-    ended = threading.Event()
+    ended, given_up = threading.Event(), threading.Event()
+    begun: list[asyncio.Task[Any]] = []
 
     async def tracked() -> _T:
         try:
+            begun.extend(filter(None, [asyncio.current_task()]))
+            if given_up.is_set():
+                work.close()
+                raise asyncio.CancelledError
             return await work
         finally:
             ended.set()
 
-    future = asyncio.run_coroutine_threadsafe(tracked(), _loop())
+    loop = _loop()
     try:
+        # An interrupt may come in here as well: the work goes on by then, and nobody has its future.
+        future = asyncio.run_coroutine_threadsafe(tracked(), loop)
         while not ended.wait(_LOOK_S):
             pass
         return future.result()
     except BaseException:
-        if future.cancel():
+        given_up.set()
+        if begun and not ended.is_set():
+            loop.call_soon_threadsafe(begun[0].cancel)
             ended.wait(_UNDO_S)
         raise
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,13 @@ import pytest
 from s2cs.audit.verify import verify
 from scistream.proto import scistream_pb2 as pb
 from scistream.wire import grpc
+from tests.support import programs
 from tests.support.gateways import GatewayProcess, gateway
 from tests.support.sessions import echo, exchange, open_pair
 
 
 def s2cs(running: GatewayProcess, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "s2cs", *words, "--config", str(running.config)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return programs.run("s2cs", *words, "--config", running.config)
 
 
 def shown(running: GatewayProcess, *options: str) -> list[dict[str, Any]]:

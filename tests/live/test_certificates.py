@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from scistream.proto import scistream_pb2 as pb
 from scistream.wire import grpc
+from tests.support import programs
 from tests.support.authority import Authority, Pair
 from tests.support.gateways import Client, GatewayProcess, gateway
 from tests.support.ports import port_block
@@ -41,8 +41,7 @@ class Door:
         return done.stderr
 
     def s2cs(self, *command: str) -> subprocess.CompletedProcess[str]:
-        whole = [sys.executable, "-m", "s2cs", *command, "--config", str(self.gateway.config)]
-        return subprocess.run(whole, check=False, capture_output=True, text=True)
+        return programs.run("s2cs", *command, "--config", self.gateway.config)
 
     @contextmanager
     def client(self, pair: Pair | None, token: str = "") -> Iterator[Client]:

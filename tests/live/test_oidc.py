@@ -6,10 +6,8 @@ import base64
 import hashlib
 import hmac
 import json
-import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from scistream.proto import scistream_pb2 as pb
 from scistream.wire import grpc
+from tests.support import programs
 from tests.support.gateways import GatewayProcess, gateway
 from tests.support.provider import CLIENT_ID, GATEWAY_ID, GATEWAY_SECRET, Provider, provider
 
@@ -45,8 +44,9 @@ class Site:
 
     def s2cs(self, *command: str) -> str:
         """Run a command of the operator."""
-        whole = [sys.executable, "-m", "s2cs", *command, "--config", str(self.gateway.config)]
-        return subprocess.run(whole, check=True, capture_output=True, text=True).stdout
+        done = programs.run("s2cs", *command, "--config", self.gateway.config)
+        done.check_returncode()
+        return done.stdout
 
     def __post_init__(self) -> None:
         self.plain = self.gateway.config.read_text()
@@ -281,11 +281,8 @@ class TestJwt:
 
 
 def test_s2cs_check_asks_the_issuers(site: Site) -> None:
-    whole = [sys.executable, "-m", "s2cs", "check", "--config", str(site.gateway.config)]
-
     def said() -> str:
-        environ = os.environ | {"SHOP_SECRET": GATEWAY_SECRET}
-        return subprocess.run(whole, check=False, capture_output=True, text=True, env=environ).stdout
+        return programs.run("s2cs", "check", "--config", site.gateway.config, SHOP_SECRET=GATEWAY_SECRET).stdout
 
     found = said()
     assert re.search(r"ok    \[\[auth.oidc\]\] lab: its issuer publishes \d keys that fit", found)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import pytest
 from scistream.proto import scistream_pb2 as pb
 from scistream.wire import grpc
 from scistream.x509 import DevelopmentCA
+from tests.support import programs
 from tests.support.gateways import Client, GatewayProcess, gateway
 
 RULES = """
@@ -60,8 +60,7 @@ def tokens(running: GatewayProcess) -> dict[str, str]:
 
 
 def s2cs(running: GatewayProcess, *arguments: str, exit_status: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "s2cs", *arguments, "--config", str(running.config)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    done = programs.run("s2cs", *arguments, "--config", running.config)
     assert done.returncode == exit_status, (done.stdout, done.stderr)
     assert "Traceback" not in done.stderr
     return done

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ import pytest
 
 from scistream.proto import scistream_pb2 as pb
 from scistream.wire import grpc
+from tests.support import programs
 from tests.support.gateways import Client, GatewayProcess, gateway, restarted
 from tests.support.sessions import Opened, open_pair
 from tests.support.streams import listener
@@ -26,8 +25,7 @@ _ENDS_S = 60.0  # a test that waits longer has failed; how long it takes is meas
 
 def s2cs(running: GatewayProcess, *arguments: str, exit_status: int = 0) -> str:
     """Run a command on a gateway's settings; what it says on stderr."""
-    command = [sys.executable, "-m", "s2cs", *arguments, "--config", str(running.config)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    done = programs.run("s2cs", *arguments, "--config", running.config)
     assert done.returncode == exit_status, (done.stdout, done.stderr)
     assert "Traceback" not in done.stderr
     return done.stderr
@@ -270,8 +268,7 @@ def test_others_sessions_by_rank(facilities: Facilities) -> None:
 
 
 def test_options_of_the_group_are_not_lost_on_its_way_to_a_command(facilities: Facilities) -> None:
-    command = [sys.executable, "-m", "s2cs", "sessions", "--config", "x.toml", "kill", "scan-7"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = programs.run("s2cs", "sessions", "--config", "x.toml", "kill", "scan-7")
     assert (done.returncode, "write the options after kill" in done.stderr) == (2, True)
 
 
@@ -280,7 +277,6 @@ def test_sessions_alone_lists(facilities: Facilities) -> None:
     with facilities.clients() as (alice, _):
         alice.req(pb.Request(uid="shown", role="PROD", num_conn=1, immediate=True))
         for command in (["sessions"], ["sessions", "list"]):
-            arguments = [sys.executable, "-m", "s2cs", *command, "--json", "--config", str(running.config)]
-            done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+            done = programs.run("s2cs", *command, "--json", "--config", running.config)
             assert [row["uid"] for row in json.loads(done.stdout)] == ["shown"]
         alice.release(pb.Release(uid="shown"))

@@ -21,12 +21,12 @@ from cryptography import x509
 from s2cs.settings_file import load
 from scistream.proto import scistream_pb2 as pb
 from scistream.x509 import Certificate, DevelopmentCA, PrivateKey
+from tests.support import programs
 from tests.support.gateways import gateway, port_block, restarted
 
 
 def s2cs(*arguments: str | Path, exit_status: int = 0, **environ: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "s2cs", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=os.environ | environ)
+    done = programs.run("s2cs", *arguments, **environ)
     assert done.returncode == exit_status, done.stderr
     assert "Traceback" not in done.stderr
     return done

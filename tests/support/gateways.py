@@ -19,6 +19,7 @@ from scistream.proto import scistream_pb2 as pb
 from scistream.proto.scistream_pb2_grpc import ControlStub
 from scistream.wire import grpc
 from tests.support.ports import BLOCK, port_block
+from tests.support.programs import run
 
 _TIDY = {"SCISTREAM_SERVER__ON_SHUTDOWN": "release"}  # a test that ends leaves nothing running
 _S2CS = [sys.executable, "-m", "s2cs"]
@@ -59,14 +60,14 @@ class GatewayProcess:
 
     def add_user(self, name: str, *options: str) -> str:
         """Add a user; the token."""
-        command = [*_S2CS, "user", "add", name, *options, "--config", str(self.config)]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        added = run("s2cs", "user", "add", name, *options, "--config", self.config)
+        added.check_returncode()
+        return added.stdout.strip()
 
     def configure(self, more: str) -> None:
         """Add settings while it runs."""
         self.config.write_text(f"{self.config.read_text()}\n{more}")
-        command = [*_S2CS, "reload", "--config", str(self.config)]
-        subprocess.run(command, check=True, capture_output=True)
+        run("s2cs", "reload", "--config", self.config).check_returncode()
 
     @contextmanager
     def client(self, token: str | None = None) -> Iterator[Client]:
@@ -159,7 +160,10 @@ def gateway(
     """Run a gateway on loopback; options are those of `s2cs init`, environ overrides settings."""
     first = port_block(blocks)
     ports = ["--port", str(first), "--port-range", f"{first + 1}-{first + blocks * BLOCK - 1}", "--metrics-port", "0"]
-    subprocess.run([*wrapper, *_S2CS, "init", str(directory), *ports, *options], check=True, capture_output=True)
+    if wrapper:
+        subprocess.run([*wrapper, *_S2CS, "init", str(directory), *ports, *options], check=True, capture_output=True)
+    else:
+        run("s2cs", "init", directory, *ports, *options).check_returncode()
     lan = options[options.index("--lan") + 1] if "--lan" in options else "127.0.0.1"
     address = f"[{lan}]:{first}" if ":" in lan else f"{lan}:{first}"
     running = GatewayProcess(directory, address, first, blocks * BLOCK, environ, list(wrapper))

@@ -15,8 +15,7 @@ from typing import Any
 from s2uc.gateway import Gateway
 from scistream.vocabulary import Endpoint
 from tests.support.gateways import GatewayProcess, gateway
-
-Finished = subprocess.CompletedProcess[str]
+from tests.support.programs import Finished, run
 
 
 @dataclass
@@ -27,15 +26,7 @@ class User:
 
     def s2uc(self, *arguments: str, expect: int = 0, stdin: str = "", **environ: str) -> Finished:
         """Run a command to its end and look at its exit status; never a traceback."""
-        process = subprocess.run(
-            [sys.executable, "-m", "s2uc", *arguments],
-            check=False,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            env=self._environment(environ),
-        )
+        process = run("s2uc", *arguments, stdin=stdin, **self._environment(environ))
         assert process.returncode == expect, (arguments, process.returncode, process.stdout, process.stderr)
         assert "Traceback" not in process.stderr
         return process
