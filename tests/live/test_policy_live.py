@@ -98,7 +98,7 @@ def test_a_groups_rule(running: GatewayProcess, tokens: dict[str, str]) -> None:
     with client(running, tokens["tina"]) as tina:
         described = tina.describe(pb.DescribeRequest())
         assert (described.max_lease_s, described.default_lease_s) == (600, 600)
-        with refused(Code.PERMISSION_DENIED, "lease 601"):
+        with refused(Code.PERMISSION_DENIED, "lease of 601s"):
             ask(tina, "a", lease_s=601)
         with refused(Code.PERMISSION_DENIED, "127.0.0.1:6999"):
             ask(tina, "a", producer="127.0.0.1:6999")
