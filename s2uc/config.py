@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from s2uc.files import private_directory, read_secret_json, remove, write_secret
 from scistream.errors import FailedPrecondition, InvalidArgument, NotFound
-from scistream.vocabulary import Endpoint, Role, Uid, meant, shown
+from scistream.vocabulary import Endpoint, Role, Uid, meant, parse_endpoints, shown
 
 if TYPE_CHECKING:  # commands that speak with no gateway do not pay for gRPC
     from s2uc.gateway import Gateway
@@ -38,6 +38,7 @@ class KnownGateway:
     key: str = ""
     store: str = ""  # where tokens are that this file does not hold: a name of `s2uc.login.vault`
     directory: Path | None = field(default=None, repr=False, compare=False)
+    others: tuple[Endpoint, ...] = ()  # further addresses
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -59,7 +60,13 @@ class KnownGateway:
             from s2uc.login.pair import read_pair  # noqa: PLC0415
 
             certificate, key = read_pair(self.certificate, self.key)
-        return Gateway(self.name, self.endpoint, self.ca_pem.encode() or None, self.token, certificate, key, source)
+        ca_pem = self.ca_pem.encode() or None
+        return Gateway(self.name, self.endpoint, ca_pem, self.token, certificate, key, source, self.others)
+
+    @property
+    def address(self) -> str:
+        """Where it is: `HOST:PORT`, or several of them with commas between."""
+        return ",".join(map(str, (self.endpoint, *self.others)))
 
     @property
     def credentials(self) -> str:
@@ -121,7 +128,7 @@ class UserConfig:
         """Keep a gateway, new or changed."""
         content = {
             "name": gateway.name,
-            "address": str(gateway.endpoint),
+            "address": gateway.address,
             "ca": gateway.ca_pem,
             "token": gateway.token,
             "certificate": gateway.certificate,
@@ -206,7 +213,7 @@ class UserConfig:
     def _read_gateway(self, path: Path) -> KnownGateway:
         content = read_secret_json(path, _GATEWAY_FILE)
         try:
-            endpoint = Endpoint.parse(content["address"])
+            endpoint, *others = parse_endpoints(content["address"].split(","))
             return KnownGateway(
                 content["name"],
                 endpoint,
@@ -216,6 +223,7 @@ class UserConfig:
                 str(content.get("key", "")),
                 str(content.get("store", "")),
                 self.directory,
+                tuple(others),
             )
         except (KeyError, TypeError, AttributeError, InvalidArgument):
             raise InvalidArgument(f"{path} is not {_GATEWAY_FILE}; remove it and add the gateway again") from None

@@ -9,11 +9,12 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 from google.protobuf.message import Message
 
 from s2uc.answers import sound
+from s2uc.channels import Channels
 from s2uc.probe import diagnose
 
 if TYPE_CHECKING:
@@ -28,9 +29,8 @@ from scistream.errors import (
 )
 from scistream.machine import State
 from scistream.proto import scistream_pb2 as pb
-from scistream.proto.scistream_pb2_grpc import ControlStub
 from scistream.vocabulary import Endpoint, printable
-from scistream.wire import CHANNEL_OPTIONS, MAX_ANSWER_BYTES, OWN_WORDS, error_from, grpc
+from scistream.wire import AGAIN, OWN_WORDS, error_from, grpc
 
 _Q = TypeVar("_Q")
 _A = TypeVar("_A", bound=Message)
@@ -38,15 +38,8 @@ TIMEOUT_S = 30.0
 _FIRST_CONTACT_S = 3.0  # how long one that was never there may refuse; one that was there may be restarting
 _FIRST_PART = 0.6
 _ATTEMPT_S = 12.0  # then a call counts as lost; longer than a gateway needs for any of them
+_ELSEWHERE_S = 4.0  # the same, for a connection where there is another address
 _LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-_CHANNEL_OPTIONS: list[tuple[str, Any]] = [
-    *CHANNEL_OPTIONS,
-    ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 5000),  # what an attempt gets at least: TCP and TLS handshake, far away or busy
-    ("grpc.max_reconnect_backoff_ms", 2000),
-    ("grpc.use_local_subchannel_pool", 1),  # one client's failures do not slow down the next one
-]
 
 
 class TokenSource(Protocol):
@@ -68,6 +61,7 @@ class Gateway:
         certificate: the user's certificate (PEM, with those between it and its CA), for the control channel.
         key: the certificate's private key (PEM, not encrypted).
         source: gives the tokens of a login that is renewed by itself; `token` is not used then.
+        others: further addresses, of a facility with several control servers: any of them will do.
     """
 
     name: str
@@ -77,6 +71,7 @@ class Gateway:
     certificate: bytes | None = None
     key: bytes | None = field(default=None, repr=False)
     source: TokenSource | None = field(default=None, repr=False, compare=False)
+    others: tuple[Endpoint, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
@@ -92,7 +87,12 @@ class Gateway:
 
     def for_application(self, key: str) -> Gateway:
         """Give the same gateway, with an application's key and nothing else of its user's."""
-        return Gateway(self.name, self.endpoint, self.ca_pem, key)
+        return Gateway(self.name, self.endpoint, self.ca_pem, key, others=self.others)
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Where it can be reached, at any of them."""
+        return (self.endpoint, *self.others)
 
     @property
     def anonymous(self) -> bool:
@@ -100,7 +100,7 @@ class Gateway:
         return not (self.token or self.source or self.certificate)
 
     def __str__(self) -> str:
-        shown_name = str(self.endpoint)
+        shown_name = ",".join(map(str, self.endpoints))
         return shown_name if self.name == shown_name else f"{self.name} ({shown_name})"
 
 
@@ -116,59 +116,53 @@ class GatewayClient:
         self._reached = False
 
     async def __aenter__(self) -> Self:
-        options = list(_CHANNEL_OPTIONS)
-        if (ip := self.gateway.endpoint.ip) is not None and ip.is_loopback:
-            options.append(("grpc.enable_http_proxy", 0))
-        gateway = self.gateway
-        credentials = grpc.ssl_channel_credentials(gateway.ca_pem, gateway.key, gateway.certificate)
-        self._channel = grpc.aio.secure_channel(str(self.gateway.endpoint), credentials, options)
-        self._stub: ControlAsyncStub = ControlStub(self._channel)
+        self._channels = Channels(self.gateway)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._channel.close()
+        await self._channels.close()
 
     async def req(self, request: pb.Request) -> pb.Response:
         """REQ: reserve listeners."""
-        return await self._call(self._stub.req, request)
+        return await self._call(lambda stub: stub.req, request)
 
     async def hello(self, hello: pb.Hello) -> pb.AppResponse:
         """Announce an application."""
-        return await self._call(self._stub.hello, hello)
+        return await self._call(lambda stub: stub.hello, hello)
 
     async def update(self, update: pb.UpdateTargets) -> pb.Response:
         """UpdateTargets: send the connection map and the credentials."""
-        return await self._call(self._stub.update, update)
+        return await self._call(lambda stub: stub.update, update)
 
     async def renew(self, renew: pb.Renew) -> pb.Response:
         """Ask for a longer lease, and send the next trust anchor."""
-        return await self._call(self._stub.renew, renew)
+        return await self._call(lambda stub: stub.renew, renew)
 
     async def release(self, uid: str, timeout: float | None = None) -> pb.Response:
         """REL: give everything back."""
-        return await self._call(self._stub.release, pb.Release(uid=uid), timeout)
+        return await self._call(lambda stub: stub.release, pb.Release(uid=uid), timeout)
 
     async def describe(self) -> pb.GatewayDescription:
         """Ask what the gateway is, and who the caller is to it."""
-        return await self._call(self._stub.describe, pb.DescribeRequest())
+        return await self._call(lambda stub: stub.describe, pb.DescribeRequest())
 
     async def methods(self) -> tuple[pb.Method, ...]:
         """Ask how one can prove who one is; needs no credentials."""
-        return tuple((await self._call(self._stub.methods, pb.MethodsRequest(), anonymous=True)).methods)
+        return tuple((await self._call(lambda stub: stub.methods, pb.MethodsRequest(), anonymous=True)).methods)
 
     async def list(self, uid: str = "") -> tuple[pb.SessionInfo, ...]:
         """The caller's sessions there, or only the one of that uid."""
-        return tuple((await self._call(self._stub.list, pb.ListRequest(uid=uid))).sessions)
+        return tuple((await self._call(lambda stub: stub.list, pb.ListRequest(uid=uid))).sessions)
 
     async def logs(self, uid: str, lines: int = 0) -> pb.SessionLog:
         """Ask what became of a session, and what its proxies printed last; 0 lines are all that are kept."""
-        return await self._call(self._stub.logs, pb.LogsRequest(uid=uid, lines=lines))
+        return await self._call(lambda stub: stub.logs, pb.LogsRequest(uid=uid, lines=lines))
 
     async def verify(self, uid: str, passive: bool = False) -> pb.Verification:
         """Have the gateway try its legs of a session; passive: nothing that the producer's application would see."""
-        return await self._call(self._stub.verify, pb.VerifyRequest(uid=uid, passive=passive))
+        return await self._call(lambda stub: stub.verify, pb.VerifyRequest(uid=uid, passive=passive))
 
     async def watch(self, uid: str, lost: Callable[[], None] = lambda: None) -> AsyncGenerator[pb.SessionEvent, None]:
         """Follow a session: its present state, then each change, until it has ended.
@@ -184,7 +178,8 @@ class GatewayClient:
         clock = asyncio.get_running_loop().time
         token, again = await self._token(), False
         while True:
-            call = self._stub.watch(pb.WatchRequest(uid=uid), metadata=_bearer(token))
+            endpoint = self._channels.endpoint
+            call = self._channels.stub.watch(pb.WatchRequest(uid=uid), metadata=_bearer(token))
             try:
                 async for event in call:
                     self._reached, again, attempt, lost_at = True, False, 0, None
@@ -197,7 +192,7 @@ class GatewayClient:
                 lost_at = lost_at or clock()
                 pause = _pause(attempt)
                 attempt += 1
-                await self._judge(error, lost_at, lost_at + self.timeout, pause)
+                await self._judge(error, endpoint, attempt, lost_at, lost_at + self.timeout, pause)
                 if attempt == 1:
                     lost()
                 await asyncio.sleep(pause)
@@ -217,7 +212,7 @@ class GatewayClient:
 
     async def _call(
         self,
-        method: grpc.aio.UnaryUnaryMultiCallable[_Q, _A],
+        method: Callable[[ControlAsyncStub], grpc.aio.UnaryUnaryMultiCallable[_Q, _A]],
         message: _Q,
         timeout: float | None = None,
         anonymous: bool = False,
@@ -231,35 +226,56 @@ class GatewayClient:
             try:
                 # A part is left for finding out why, with one that was never there.
                 left = (end - clock()) * (1.0 if self._reached else _FIRST_PART)
-                answer = await method(message, timeout=max(min(left, _ATTEMPT_S), 0.05), metadata=_bearer(token))
+                most = _ELSEWHERE_S if len(self._channels) > 1 and not self._channels.ready else _ATTEMPT_S
+                endpoint = self._channels.endpoint
+                call = method(self._channels.stub)
+                answer = await call(message, timeout=max(min(left, most), 0.05), metadata=_bearer(token))
             except grpc.aio.AioRpcError as error:
                 if not again and (found := await self._other_token(error, token)):
                     token, again = found, True
                     continue
                 pause = _pause(attempt)
                 attempt += 1
-                await self._judge(error, begin, end, pause)
+                await self._judge(error, endpoint, attempt, begin, end, pause)
                 await asyncio.sleep(pause)
             else:
                 self._reached = True
                 return sound(answer, self.gateway)
 
-    async def _judge(self, error: grpc.aio.AioRpcError, begin: float, end: float, pause: float) -> None:
-        """Return when the call is worth another attempt after the pause; else raise what it stands for."""
+    async def _judge(
+        self, error: grpc.aio.AioRpcError, endpoint: Endpoint, attempt: int, begin: float, end: float, pause: float
+    ) -> None:
+        """Return when the call is worth another attempt after the pause; else raise what it stands for.
+
+        Args:
+            error: how it went.
+            endpoint: where it was sent.
+            attempt: which one it was, from 1.
+            begin: when it was asked for.
+            end: when it has to have been answered.
+            pause: seconds before the next attempt.
+        """
         status, details = error.code(), error.details() or ""
+        marks = dict(error.trailing_metadata() or ())
         name = self.gateway
-        ready = self._channel.get_state() is grpc.ChannelConnectivity.READY
-        if status not in _LOST or any(key == OWN_WORDS for key, _ in error.trailing_metadata() or ()):
+        in_time = asyncio.get_running_loop().time() + pause < end
+        if status not in _LOST or OWN_WORDS in marks:
             self._reached = True
+            if AGAIN in marks and in_time:
+                return
             raise _said_by(self.gateway, status, details)
+        ready = self._channels.ready
+        self._channels.turn(endpoint)
+        if in_time and attempt % len(self._channels):
+            return  # there are addresses left to try
         if ready or self._reached:  # the call was lost, or its answer: it can be sent again
-            if asyncio.get_running_loop().time() + pause < end:
+            if in_time:
                 return
             if status is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise DeadlineExceeded(f"gateway {name} did not answer in time ({end - begin:g} s); ask for its state")
         left = end - asyncio.get_running_loop().time()
         gateway = self.gateway
-        found = await diagnose(gateway.endpoint, gateway.ca_pem, min(max(left, 0.5), 3.0), bool(gateway.certificate))
+        found = await diagnose(endpoint, gateway.ca_pem, min(max(left, 0.5), 3.0), bool(gateway.certificate))
         if found and not (found.passing and status is grpc.StatusCode.UNAVAILABLE):
             raise Unavailable(f"gateway {name}: {found.sentence}")
         now = asyncio.get_running_loop().time()

@@ -47,8 +47,9 @@ class AppKey:
     def _read(cls, text: str, path: str | Path) -> Self:
         try:
             content = json.loads(text)
-            endpoint, ca = Endpoint.parse(content["address"]), content["ca"].encode() or None
-            gateway = Gateway(str(content["gateway"]), endpoint, ca, str(content["key"]))
+            endpoint, *others = parse_endpoints(content["address"].split(","))
+            ca = content["ca"].encode() or None
+            gateway = Gateway(str(content["gateway"]), endpoint, ca, str(content["key"]), others=tuple(others))
             return cls(Uid(content["uid"]), Role.parse(content["role"]), gateway)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ScistreamError):
             raise InvalidArgument(f"{path} is not a key file of s2uc request --key-dir") from None
@@ -84,7 +85,7 @@ class AppKey:
             "uid": self.uid,
             "role": self.role,
             "gateway": gateway.name,
-            "address": str(gateway.endpoint),
+            "address": ",".join(map(str, gateway.endpoints)),
             "ca": (gateway.ca_pem or b"").decode(),
             "key": gateway.token,
         }

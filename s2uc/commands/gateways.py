@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from s2uc.commands.common import ENDPOINT, FILE, Group, Settings, pass_settings, perform, read_ca, read_token
+from s2uc.commands.common import ENDPOINTS, FILE, Group, Settings, pass_settings, perform, read_ca, read_token
 from s2uc.commands.completion import gateways
 from s2uc.config import KnownGateway
 from scistream.errors import ScistreamError, Unauthenticated
@@ -25,7 +25,7 @@ def gateway_command() -> None:
     "add", example="s2uc gateway add aps aps.example.org:5000 --ca aps-ca.crt --token-file aps.token"
 )
 @click.argument("name")
-@click.argument("address", type=ENDPOINT)
+@click.argument("addresses", type=ENDPOINTS)
 @click.option(
     "--ca", type=FILE, help="The CA certificate that the gateway's own comes from [default: this computer's]."
 )
@@ -37,7 +37,7 @@ def gateway_command() -> None:
 def add(
     settings: Settings,
     name: str,
-    address: Endpoint,
+    addresses: tuple[Endpoint, ...],
     ca: Path | None,
     token_file: Path | None,
     cert: Path | None,
@@ -46,20 +46,25 @@ def add(
 ) -> None:
     """Make a gateway known, or change what is known of it. It is asked first whether all fits.
 
+    A facility with several control servers has several addresses: HOST:PORT,HOST:PORT. Any that answers is used.
+
     What was known of it before, your token too, is forgotten. Without --token-file or --cert, s2uc login says later
     who you are. --cert and --key are read again at each use.
     """
     if (cert is None) != (key is None):
         raise click.UsageError("--cert and --key go together")
     certificate, private = (str(path.absolute()) if path else "" for path in (cert, key))
-    gateway = KnownGateway(name, address, read_ca(ca), read_token(token_file), certificate, private)
+    first, *others = addresses
+    known = (name, first, read_ca(ca), read_token(token_file), certificate, private)
+    gateway = KnownGateway(*known, others=tuple(others))
+    address = gateway.address
     before = _credentials(settings, name)
     found = perform(_add(settings, gateway, no_check))
     if not gateway.credentials:
         what = f"your {before} there is forgotten" if before else "who you are there is not known yet"
         settings.say(f"{what}; run: s2uc login {name}")
     who = f"; you are {found['user']} there" if found else ""
-    settings.emit({"gateway": name, "address": str(address), **found}, f"gateway {name} at {address} is known now{who}")
+    settings.emit({"gateway": name, "address": address, **found}, f"gateway {name} at {address} is known now{who}")
 
 
 def _credentials(settings: Settings, name: str) -> str:
@@ -103,8 +108,8 @@ async def _end_login(settings: Settings, name: str) -> None:
 def list_gateways(settings: Settings) -> None:
     """Show the gateways you know."""
     known = settings.config.gateways()
-    content = [{"gateway": g.name, "address": str(g.endpoint), "credentials": g.credentials} for g in known]
-    lines = [f"{g.name:<20} {g.endpoint!s:<40} {g.credentials or 'no token'}".rstrip() for g in known]
+    content = [{"gateway": g.name, "address": g.address, "credentials": g.credentials} for g in known]
+    lines = [f"{g.name:<20} {g.address:<40} {g.credentials or 'no token'}".rstrip() for g in known]
     settings.emit({"gateways": content}, "\n".join(lines))
     if not known:
         settings.say("no gateway is known yet; run: s2uc gateway add NAME HOST:PORT")

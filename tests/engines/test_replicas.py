@@ -6,28 +6,34 @@ The outer test makes the hosts and runs the inner ones at the host of the user a
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pytest
 
 from scistream.proto import scistream_pb2 as pb
 from scistream.vocabulary import Endpoint
+from scistream.wire import grpc
 from tests.support.etcd import WHY_NOT, Cluster, EtcdNode, running
 from tests.support.gateways import Client, GatewayProcess, gateway
 from tests.support.nodes import NodeProcess, made
 from tests.support.ports import ports
 from tests.support.sessions import Opened, echo, exchange, open_pair
 from tests.support.tunnels import processes_in
+from tests.support.user import User
 
 _INSIDE = "SCISTREAM_TEST_REPLICAS"
 NET = "10.78.0."
@@ -96,6 +102,7 @@ class Site:
     nodes: dict[str, NodeProcess]
     clients: dict[str, Client]
     consumer: Client
+    consumer_port: int
 
     def leader(self) -> str:
         """Name the S2CS that leads."""
@@ -178,7 +185,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             replica.start()
             stack.callback(_end, replica)
         clients = {name: stack.enter_context(replica.client()) for name, replica in replicas.items()}
-        yield Site(cluster, replicas, nodes, clients, stack.enter_context(other.client()))
+        yield Site(cluster, replicas, nodes, clients, stack.enter_context(other.client()), other.first_port)
 
 
 @contextmanager
@@ -269,8 +276,6 @@ def test_either_answers_and_one_dies(site: Site) -> None:
             assert site.info(leader, more.uid).state == "ACTIVE"
             exchange(second, DATA)
         os.kill(processes_in(site.nodes[site.info(other, more.uid).node].tunnels)[0], signal.SIGKILL)
-        for each in (*sessions, more):
-            each.producer = site.clients[leader]
         site.becomes(leader, more.uid, lambda found: found.state == "ACTIVE")
         with more.connect() as stream:
             exchange(stream, DATA)
@@ -280,10 +285,173 @@ def test_either_answers_and_one_dies(site: Site) -> None:
 
 
 def release(site: Site, *sessions: Opened) -> None:
+    """Give all back, at whichever S2CS answers."""
     for session in sessions:
+        session.producer = site.clients[site.leader()]
         session.release()
 
 
 def without_sessions(keys: list[str]) -> list[str]:
     """Leave out the sessions that have ended, which are known for an hour: what they left would be beside them."""
     return [key for key in keys if not key.startswith(f"{PREFIX}/sessions/")]
+
+
+@inside
+def test_who_led_and_was_stopped_changes_nothing_any_more(site: Site) -> None:
+    kept, held = site.kept(), site.held()
+    with echo(HOSTS["app"]) as application:
+        leader = site.leader()
+        other = site.other(leader)
+        session = open_pair(site.clients[leader], site.consumer, [str(application.endpoint)])
+        released = open_pair(site.clients[leader], site.consumer, [str(application.endpoint)])
+        with session.connect() as stream:
+            stopped = site.replicas[leader]
+            stopped.process.send_signal(signal.SIGSTOP)
+            assert site.info(other, session.uid).state == "ACTIVE"
+            site.clients[other].release(pb.Release(uid=released.uid))  # type: ignore[operator]
+            assert site.leader() == other
+            time.sleep(max(0, 10 - stopped_for(stopped)))
+            stopped.process.send_signal(signal.SIGCONT)
+            begin = time.monotonic()
+            says = site.info(leader, released.uid)  # with its own mouth, or the other one's: not with its old memory
+            assert says.state == "RELEASED", says
+            print(f"seen: stopped and continued: it follows after {time.monotonic() - begin:.1f} s")
+            assert site.leader() == other
+            assert "leads no longer" in stopped.log
+            say(stream, b"whole")
+            exchange(stream, DATA)
+        site.consumer.release(pb.Release(uid=released.uid))  # type: ignore[operator]
+        release(site, session)
+    assert without_sessions(site.kept()) == without_sessions(kept)
+    assert site.held() == held
+
+
+def stopped_for(replica: GatewayProcess) -> float:
+    """How long ago the log was last written: about when it was stopped."""
+    return time.time() - (replica.directory / "serve.log").stat().st_mtime
+
+
+@inside
+def test_etcd_loses_nodes(site: Site) -> None:
+    held = site.held()
+    with echo(HOSTS["app"]) as application:
+        session = open_pair(site.clients["s1"], site.consumer, [str(application.endpoint)])
+        with session.connect() as stream:
+            for what, node in (("its leader", site.cluster.leader()), ("a node", site.cluster.nodes[0])):
+                node.stop()
+                begin = time.monotonic()
+                more = tried(lambda: open_pair(site.clients["s2"], site.consumer, [str(application.endpoint)]))
+                print(f"seen: etcd lost {what}: a session is opened after {time.monotonic() - begin:.1f} s")
+                say(stream, b"on it goes")
+                release(site, more)
+                site.cluster.start(node)
+                site.cluster.wait()
+            for node in site.cluster.nodes[:2]:
+                node.stop()
+            begin = time.monotonic()
+            says = ""
+            while "shared store" not in says:
+                assert time.monotonic() < begin + 60, says
+                try:
+                    site.clients["s1"].list(pb.ListRequest(), timeout=30)  # type: ignore[operator]
+                    time.sleep(0.2)
+                except grpc.RpcError as error:
+                    assert error.code() is grpc.StatusCode.UNAVAILABLE
+                    says = error.details() or ""
+            print(f"seen: most of etcd lost: {says}")
+            assert says.endswith("; running streams go on")
+            say(stream, b"without etcd")
+            site.cluster.start(*site.cluster.nodes[:2])
+            site.cluster.wait()
+            begin = time.monotonic()
+            assert tried(lambda: site.info("s1", session.uid)).state == "ACTIVE"
+            print(f"seen: etcd is back: an S2CS leads after {time.monotonic() - begin:.1f} s")
+            exchange(stream, DATA)
+        release(site, session)
+    assert site.held() == held
+
+
+T = TypeVar("T")
+
+
+def tried(what: Callable[[], T]) -> T:
+    """Ask as often as a well-behaved client does: while the answer is that it is worth another attempt."""
+    deadline = time.monotonic() + 40
+    while True:
+        try:
+            return what()
+        except grpc.RpcError as error:
+            again = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+            assert again, error
+            assert time.monotonic() < deadline, error
+            time.sleep(0.1)
+
+
+@inside
+def test_a_gateway_node_is_lost_and_back(site: Site) -> None:
+    held = site.held()
+    with echo(HOSTS["app"]) as application:
+        leader = site.leader()
+        other = site.other(leader)
+        session = open_pair(site.clients[other], site.consumer, [str(application.endpoint)])
+        node = site.nodes[site.info(other, session.uid).node]
+        with session.connect() as stream:
+            node.stop(signal.SIGKILL)
+            site.becomes(other, session.uid, lambda found: found.state == "RECOVERING")
+            site.replicas[leader].stop(signal.SIGKILL)  # and the S2CS that knew it
+            say(stream, b"nobody knows")
+            assert site.info(other, session.uid).state == "RECOVERING"
+            node.start()
+            site.becomes(other, session.uid, lambda found: found.state == "ACTIVE")
+            exchange(stream, DATA)
+        site.replicas[leader].start()
+        release(site, session)
+    assert site.held() == held
+
+
+@inside
+def test_killed_at_any_moment_of_a_session(site: Site, tmp_path: Path) -> None:
+    """Both S2CS are killed in turn, at random, while a user opens, renews and releases sessions by the library."""
+    kept, held = site.kept(), site.held()
+    killed = 0
+    ended = threading.Event()
+    user = User(tmp_path / "user")
+    first, second = site.replicas.values()
+    token, ca = first.directory / "token", first.directory / "certs/ca.crt"
+    user.s2uc("gateway", "add", "aps", f"{first.address},{second.address}", "--ca", str(ca), "--token-file", str(token))
+    far = GatewayProcess(first.directory.parent / "other", "", 0, 0, {})
+    words = ("--ca", str(far.directory / "certs/ca.crt"), "--token-file", str(far.directory / "token"))
+    user.s2uc("gateway", "add", "alcf", f"{HOSTS['other']}:{site.consumer_port}", *words)
+
+    def kill() -> None:
+        nonlocal killed
+        while not ended.wait(random.uniform(0.5, 3)):
+            replica = site.replicas[site.leader()]
+            replica.stop(signal.SIGKILL)
+            killed += 1
+            time.sleep(random.uniform(0, 1))
+            replica.start()
+
+    with echo(HOSTS["app"]) as application, ThreadPoolExecutor(1) as pool:
+        killing = pool.submit(kill)
+        try:
+            for n in range(8):
+                uid = f"any-{n}"
+                where = ("--producer", "aps", "--consumer", "alcf", "--prod-listeners", str(application.endpoint))
+                found = user.json("--timeout", "60", "request", "--uid", uid, *where)
+                (listener,) = found["consumer"]["listeners"]
+                place = Endpoint.parse(listener)
+                with socket.create_connection((place.host, place.port), 30) as stream:
+                    stream.settimeout(30)
+                    say(stream, b"open")
+                    user.s2uc("--timeout", "60", "renew", uid)
+                    exchange(stream, DATA)
+                user.s2uc("--timeout", "60", "release", uid)
+        finally:
+            ended.set()
+            killing.result()
+    print(f"seen: {killed} kills while 8 sessions were opened, renewed and released")
+    site.becomes("s1", "any-7", lambda found: found.state == "RELEASED")
+    assert killed
+    assert without_sessions(site.kept()) == without_sessions(kept)
+    assert site.held() == held

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from s2uc.gateway import GatewayClient, wait_until
 from s2uc.side import Side, Terms
 from scistream.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from scistream.proto import scistream_pb2 as pb
-from scistream.vocabulary import Role
+from scistream.vocabulary import Endpoint, Role
 from tests.support.gateways import gateway, restarted
 from tests.support.user import known
 
@@ -28,6 +29,19 @@ async def test_calls_outlive_a_restart(tmp_path: Path) -> None:
             assert not call.done()
             with restarted(running):
                 assert (await call).name == described.name
+
+
+async def test_another_address_is_used_when_one_does_not_answer(tmp_path: Path) -> None:
+    with gateway(tmp_path / "g") as running:
+        good = known("g", running)
+        nobody = Endpoint("127.0.0.1", running.first_port + 1)
+        for addresses in ((nobody, good.endpoint), (good.endpoint, nobody)):
+            both = replace(good, endpoint=addresses[0], others=addresses[1:])
+            async with GatewayClient(both) as client:
+                assert (await client.describe()).user == "admin"
+        async with GatewayClient(replace(good, endpoint=nobody, others=(nobody,)), timeout=1) as client:
+            with pytest.raises(Unavailable, match="was refused"):
+                await client.describe()
 
 
 async def test_watching_outlives_a_restart(tmp_path: Path) -> None:

@@ -45,6 +45,11 @@ def test_gateways(config: UserConfig) -> None:
     assert known_gateway("aps.2-BM", str(config.directory)) == Gateway("aps.2-BM", _ENDPOINT, b"PEM", "secret")
     config.forget_gateway("aps.2-BM")
     assert config.gateways() == []
+    others = (Endpoint("other.example", 5000), Endpoint("::1", 5001))
+    config.save_gateway(several := KnownGateway("aps", _ENDPOINT, others=others))
+    assert config.gateway("aps") == several
+    assert several.live().for_application("key").endpoints == (_ENDPOINT, *others)
+    config.forget_gateway("aps")
     with pytest.raises(InvalidArgument, match="none yet"):
         config.forget_gateway("aps.2-BM")
 
