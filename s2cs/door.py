@@ -51,6 +51,7 @@ class Door(grpc.aio.ServerInterceptor):
     """Let in who has credentials, and turn errors into statuses: the one place for both."""
 
     def __init__(self, authenticator: Authenticator, bounds: Bounds, audit: Audit, old_clients: OldClients) -> None:
+        self.gate: Callable[[], object] = lambda: None  # raises while nothing is to be answered here
         self._old_clients = old_clients
         self._authenticator = authenticator
         self._bounds = bounds
@@ -76,6 +77,7 @@ class Door(grpc.aio.ServerInterceptor):
         async def guarded(request: Any, context: Any) -> Any:
             call = self._call(context, method)
             try:
+                self.gate()
                 async with self._visit(context, method) as visit:
                     await self._identify(context, method, visit, call)
                     call.asks(message := _read(decode, request))
@@ -97,6 +99,7 @@ class Door(grpc.aio.ServerInterceptor):
         async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
             call = self._call(context, method)
             try:
+                self.gate()
                 async with self._visit(context, method) as visit:
                     caller = await self._identify(context, method, visit, call)
                     call.asks(message := _read(decode, request))

@@ -127,6 +127,7 @@ class Replica:
 
         try:
             await look()
+            control.door.gate = self.term  # what is in the memory of one that does not lead is not true any more
             await asyncio.to_thread(self._leadership.serve)
             self._forwarder.look()
             await self._forwarder.stop(_GRACE_S)

@@ -313,7 +313,9 @@ def test_who_led_and_was_stopped_changes_nothing_any_more(site: Site) -> None:
             time.sleep(max(0, 10 - stopped_for(stopped)))
             stopped.process.send_signal(signal.SIGCONT)
             begin = time.monotonic()
-            says = site.info(leader, released.uid)  # with its own mouth, or the other one's: not with its old memory
+            says = tried(
+                lambda: site.info(leader, released.uid)
+            )  # with its own mouth, or the other one's: not with its old memory
             assert says.state == "RELEASED", says
             print(f"seen: stopped and continued: it follows after {time.monotonic() - begin:.1f} s")
             assert site.leader() == other
