@@ -1,6 +1,7 @@
 """Two S2CS of one facility on a three-node etcd, and three gateway nodes: each a host of its own, a network namespace.
 
-The outer test makes the hosts and runs the inner ones at the host of the user and of the applications.
+The outer test makes the hosts and runs the inner ones at the host of the user and of the applications. What they do is
+on the page docs/operator/replicas.md.
 """
 
 from __future__ import annotations
