@@ -157,7 +157,10 @@ class Nodes:
             except BaseException:
                 self._leave_home(spec.id)
                 raise
-        raise fault or Unavailable("the nodes have changed; ask again")
+        try:
+            raise fault or Unavailable("the nodes have changed; ask again")
+        finally:
+            fault = None  # it names this frame, and that the node's connection
 
     async def start(self, id: str, bridge: Bridge) -> None:
         """Open the way; return when connections are served."""

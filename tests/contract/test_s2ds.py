@@ -69,7 +69,7 @@ class Node:
     ) -> None:
         self.backend = backend
         self.holders = holders  # the processes that hold the listeners
-        self.directory = directory
+        self.directories = (directory,)
         self.ports = range_
         self.open = open_server
         self.wan_port = wan_port  # that all sessions share, if they do
@@ -80,12 +80,14 @@ class Node:
 
     def processes(self) -> set[int]:
         """The processes of tunnels."""
-        router = self.directory / DIRECTORY  # ends with the server, not with a tunnel
-        return set(processes_in(self.directory)) - set(processes_in(router) if router.exists() else ())
+        routers = [each / DIRECTORY for each in self.directories]  # end with the server, not with a tunnel
+        ours = {pid for each in self.directories for pid in processes_in(each)}
+        return ours - {pid for each in routers if each.exists() for pid in processes_in(each)}
 
     def leftovers(self) -> list[object]:
         """What a stopped tunnel must not leave: processes, listening ports, files, sockets of this process."""
-        files = [path for path in self.directory.rglob("*") if path.name != "lock" and DIRECTORY not in path.parts]
+        paths = (path for each in self.directories for path in each.rglob("*"))
+        files = [path for path in paths if path.name != "lock" and DIRECTORY not in path.parts]
         return [*self.processes(), *sorted(listening(self.ports)), *files]
 
 
@@ -181,7 +183,7 @@ def on_a_node(process: NodeProcess, kind: Flavour, directory: Path) -> Iterator[
             if not more:
                 return remote(process.link)
             other = stack.enter_context(node_process(directory, stack.enter_context(ports(20)), kind, **more))
-            made.directory, made.ports = other.tunnels, other.ports
+            made.directories, made.ports = (other.tunnels,), other.ports
             return remote(other.link)
 
         made = Node(kind.backend, process.tunnels, process.ports, open_server, holders=(process.pid,))
@@ -217,7 +219,7 @@ def on_two_nodes(processes: list[NodeProcess], kind: Flavour, directory: Path) -
     with ExitStack() as stack:
 
         def see(seen: list[NodeProcess]) -> None:
-            made.directory = seen[0].bundle.parent.parent
+            made.directories = tuple(each.tunnels for each in seen)
             made.ports = PortRange(seen[0].ports.first, seen[1].ports.last)
             made.holders = tuple(each.pid for each in seen)
 
@@ -231,9 +233,7 @@ def on_two_nodes(processes: list[NodeProcess], kind: Flavour, directory: Path) -
         made = Node(kind.backend, directory, PortRange(1, 1), open_server)
         see(processes)
         yield made
-        tunnels = [each.tunnels for each in processes]
-        assert [*made.processes(), *listening(made.ports)] == []
-        assert [path for each in tunnels for path in each.rglob("*") if path.name != "lock"] == []
+        assert made.leftovers() == []
 
 
 @pytest.fixture

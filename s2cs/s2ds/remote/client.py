@@ -214,8 +214,7 @@ class RemoteDataServer:
                     raise error_from(error.code(), error.details() or "") from None
                 why = reason_of(error)
             except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
+                if _is_cancelled():
                     raise
                 why = "the connection was made anew"  # which cancels what is under way on the old one
             if hasattr(request, "call"):
@@ -289,7 +288,7 @@ class RemoteDataServer:
                     await self._compare()
                     compared = True
         except asyncio.CancelledError:
-            if (task := asyncio.current_task()) is None or task.cancelling():
+            if _is_cancelled():
                 raise
             return "it is reached in another way now"
         except TimeoutError:
@@ -298,6 +297,7 @@ class RemoteDataServer:
             return reason_of(error)
         finally:
             watch.cancel()
+            self._news = None  # which would keep the connection
 
     async def _compare(self) -> None:
         """Be in touch: tell what has become of the tunnels meanwhile."""
@@ -312,6 +312,12 @@ class RemoteDataServer:
         self.lost = ""
         self._tried.set()
         self._back(found)
+
+
+def _is_cancelled() -> bool:
+    """Tell a task that is to end from a call that has; a frame that named the task would keep its channel."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 def _call() -> pb.Call:
