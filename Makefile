@@ -19,6 +19,7 @@ PROVIDER := tests/support/oidc
 PROVIDER_STAMP := $(PROVIDER)/node_modules/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 WHEELHOUSE := dist/wheelhouse/.made
+ROOTFS := dist/rootfs.tar
 
 .PHONY: help demo test test-engines lint bench soak docs screenshots proto proxies provider prometheus chromium wheelhouse deb clean
 
@@ -31,7 +32,7 @@ demo: $(RUN_STAMP) ## two gateways on this machine, real proxies, real data
 test: $(DEV_STAMP) proxies provider prometheus chromium ## the whole test suite but the long runs
 	$(PY) -m pytest -m "not soak and not engines" -n $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder
 
-test-engines: $(DEV_STAMP) proxies $(WHEELHOUSE) ## what needs a booted systemd or another engine; skips what is not there
+test-engines: $(DEV_STAMP) proxies $(WHEELHOUSE) $(if $(shell command -v dockerd),$(ROOTFS)) ## what needs a booted systemd or another engine; skips what is not there
 	$(PY) -m pytest -m engines --timeout 600 tests/engines tests/contract
 
 lint: $(DEV_STAMP) ## style and types
@@ -109,6 +110,10 @@ $(BENCH_STAMP): pyproject.toml constraints.txt | $(PY)
 	@echo "installing into $(VENV), with what the benchmarks compare with"
 	@$(INSTALL) --editable '.[dev,docs,embedded,etcd,keyring,bench]'
 	@touch $@ $(DEV_STAMP) $(RUN_STAMP)
+
+# What the image of the tests is built on: they pull none.
+$(ROOTFS): deploy/docker/base.sh
+	@deploy/docker/base.sh || echo "tests that need an image of containers are skipped, and say so"
 
 # Of the tree itself only what it depends on: setup.sh builds the tree.
 $(WHEELHOUSE): pyproject.toml constraints.txt | $(PY)
