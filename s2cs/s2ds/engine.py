@@ -70,6 +70,11 @@ class Engine:
         """
         return str(self.ask("GET", f"images/{name}/json")["Id"])
 
+    def prune(self, label: str, age_s: int) -> None:
+        """Remove the containers with a label that do not run and were made before that."""
+        filters = json.dumps({"label": [label], "until": [f"{age_s}s"]})
+        self.ask("POST", "containers/prune", filters=filters)
+
     async def end_of(self, container: str) -> End:
         """Wait for the engine to see the end of a container whose process has ended."""
         await self.call("POST", f"containers/{container}/wait", timeout_s=_END_S)

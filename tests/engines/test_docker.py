@@ -21,7 +21,7 @@ from s2cs.s2ds.launchers.base import Job
 from s2cs.s2ds.launchers.docker import DockerLauncher
 from scistream.proto import scistream_pb2 as pb
 from scistream.vocabulary import Role
-from tests.support.containers import Daemon, copy, daemon, eventually
+from tests.support.containers import Daemon, copy, daemon, eventually, settings
 from tests.support.gateways import GatewayProcess, gateway
 from tests.support.ports import ports
 from tests.support.sessions import Echo, Opened, echo, exchange, open_pair
@@ -30,12 +30,6 @@ from tests.support.tunnels import Flavour, Session, answering, application, call
 
 MEMORY = 64 * 2**20
 KEEP = {"SCISTREAM_SERVER__ON_SHUTDOWN": "keep"}
-
-
-def settings(docker: Daemon, **more: str) -> dict[str, str]:
-    """The environment of a gateway that uses an engine."""
-    values = {"LAUNCHER": "docker", "ENGINE": str(docker.socket), "IMAGE": docker.containers.image, **more}
-    return {f"SCISTREAM_S2DS__{name}": value for name, value in values.items()}
 
 
 @pytest.fixture(scope="module")

@@ -146,7 +146,9 @@ class Daemon:
         for place in Path("/proc").glob("[0-9]*"):
             with suppress(OSError, ValueError):
                 command = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                root = next((line for line in (place / "mountinfo").open() if line.split()[4] == "/"), "")
+                root = next(
+                    (line for line in (place / "mountinfo").read_text().splitlines() if line.split()[4] == "/"), ""
+                )
                 if f"{self.directory}/" in command + root and procfs.alive(int(place.name)):
                     found[int(place.name)] = command
         return found
@@ -206,6 +208,12 @@ def daemon(program: str) -> Iterator[Daemon]:
     finally:
         made.clear()
     assert not left, f"{program} and its containers left something behind: {left}"
+
+
+def settings(docker: Daemon, **more: str) -> dict[str, str]:
+    """The environment of a gateway that uses an engine."""
+    values = {"LAUNCHER": "docker", "ENGINE": str(docker.socket), "IMAGE": docker.containers.image, **more}
+    return {f"SCISTREAM_S2DS__{name}": value for name, value in values.items()}
 
 
 def eventually(holds: Callable[[], bool], timeout_s: float = 60) -> None:

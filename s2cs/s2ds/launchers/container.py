@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import resource
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from s2cs.s2ds.confinement import RUN
 from s2cs.s2ds.launchers.base import Job
 from s2cs.s2ds.launchers.process import ENVIRONMENT, files_limit
 
-DIRECTORY, _SESSION, _TUNNEL = (f"org.scistream.{name}" for name in ("directory", "session", "tunnel"))
-"""Labels: the data server, by its directory, the session's uid and the tunnel."""
+DIRECTORY, _SESSION, _TUNNEL, SURVEY = (
+    f"org.scistream.{each}" for each in ("directory", "session", "tunnel", "survey")
+)
+"""Labels: the data server, by its directory, the session's uid and the tunnel; of a survey, its image."""
 
 _ENTRY = Path(entry.__file__)
 _PROCESSES_MAX = 32768  # of their user, in all containers
@@ -31,9 +34,13 @@ _NEVER_MORE = {  # whatever the settings say
 
 
 def name_of(job: Job) -> str:
-    """Name a container after its tunnel; other data servers of this engine may have one of the same name."""
-    server = hashlib.sha256(str(job.directory.parent).encode()).hexdigest()[:8]
-    return f"scistream-{server}-{job.directory.name}-{job.handle.stem}"
+    """Name a container after its tunnel. Nobody can have taken the name: not even a server that was killed half-way."""
+    return f"{named_for(job.directory.parent)}-{job.directory.name}-{job.handle.stem}-{secrets.token_hex(4)}"
+
+
+def named_for(directory: Path) -> str:
+    """How the names of a data server's containers begin, by its directory. Labels are copied more easily than names."""
+    return f"scistream-{hashlib.sha256(str(directory).encode()).hexdigest()[:8]}"
 
 
 def described(job: Job, image: str, meeting: str) -> dict[str, Any]:
@@ -83,4 +90,5 @@ def surveying(image: str, programs: Mapping[str, str]) -> dict[str, Any]:
     """Describe a container that says which proxies its image has, and ends."""
     command = ["python3", "-I", "-m", "s2cs.s2ds.survey", json.dumps(programs)]
     host = {**_NEVER_MORE, "NetworkMode": "none"}
-    return {"Image": image, "Entrypoint": command, "Cmd": [], "User": "65534:65534", "HostConfig": host}
+    made = {"Image": image, "Entrypoint": command, "Cmd": [], "User": "65534:65534", "HostConfig": host}
+    return {**made, "Labels": {SURVEY: image}}

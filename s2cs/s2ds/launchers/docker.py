@@ -26,7 +26,7 @@ from s2cs.s2ds.config import Containers
 from s2cs.s2ds.confinement import Confinement
 from s2cs.s2ds.engine import End, Engine, NoSuch, text_of
 from s2cs.s2ds.launchers.base import Job, Launcher, Running, out_of_memory
-from s2cs.s2ds.launchers.container import DIRECTORY, described, name_of, surveying
+from s2cs.s2ds.launchers.container import DIRECTORY, SURVEY, described, name_of, named_for, surveying
 from s2cs.s2ds.launchers.process import Process, in_words
 from s2cs.s2ds.logs import last_words
 from s2cs.s2ds.survey import read
@@ -34,6 +34,7 @@ from scistream.errors import ScistreamError, Unavailable
 
 _HANDOVER_S = 20.0  # from the container's start to its word
 _AWAY_S = 10.0  # how long an engine may take to come back
+_SURVEY_S = 60  # no survey takes as long
 _LOOK_S = 0.5  # between looks for either, meanwhile
 _AT_ONCE = 250  # descriptors in one message; the kernel takes 253
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -135,7 +136,7 @@ class DockerLauncher:
         """Remove the containers of this data server that no proxy of it runs in."""
         with suppress(ScistreamError):  # while the engine is away nothing can be done
             for name in await self._engine.named({DIRECTORY: str(directory)}):
-                if name not in self._names:
+                if name not in self._names and name.startswith(f"{named_for(directory)}-"):
                     await self._engine.remove(name)
 
     async def bury(self, process: Contained) -> str:
@@ -170,6 +171,7 @@ class DockerLauncher:
 
     def _survey(self, image: str, programs: Mapping[str, str]) -> dict[str, Found]:
         """Let the image say which proxies it has."""
+        self._engine.prune(SURVEY, _SURVEY_S)  # of a server that was killed meanwhile
         made = self._engine.ask("POST", "containers/create", surveying(image, programs))["Id"]
         try:
             self._engine.ask("POST", f"containers/{made}/start")
@@ -198,14 +200,12 @@ class DockerLauncher:
             raise
 
     async def _started(self, job: Job, name: str) -> Contained:
-        meeting = job.directory / job.handle.with_suffix(".sock")
-        meeting.unlink(missing_ok=True)
+        meeting = job.directory / f"{name.rpartition('-')[2]}.sock"  # where no container of an earlier server knocks
         with _listening(meeting, job.confinement) as listener:
             try:
                 try:
                     await self._answers()
                     image = await asyncio.to_thread(self._pinned)
-                    await self._engine.remove(name)  # of a server that was killed
                     await self._engine.call("POST", "containers/create", described(job, image, meeting.name), name=name)
                 except NoSuch:
                     self._image = ""  # there may be another by the next time
