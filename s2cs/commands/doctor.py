@@ -14,6 +14,7 @@ from s2cs.commands.common import CONTEXT, config_option, load
 from scistream.vocabulary import Rate, parse_round_trip
 
 if TYPE_CHECKING:
+    from s2cs.doctor.readings import Proxy
     from s2cs.settings import Settings
 
 _ASSUMED = Rate.parse("10Gb/s")
@@ -35,19 +36,12 @@ def doctor(file: Path | None, bandwidth: str | None, rtt: str | None, everything
     Nothing is changed. Exit 1 where there is a fault: what was asked for cannot be reached, or will fail.
     """
     from s2cs.doctor import Level, Need, judge, read  # noqa: PLC0415
-    from s2cs.doctor.readings import Proxy, openssl_of  # noqa: PLC0415
     from s2cs.runtime import place  # noqa: PLC0415
-    from s2cs.s2ds.backends import BACKENDS  # noqa: PLC0415
 
     settings = _settings(file)
     network, limits = settings.network, settings.limits
-    proxies, programs = [], dict[str, Path](settings.s2ds.programs.items())
-    for backend in BACKENDS.values():
-        found = backend.find(programs.get(backend.name))
-        if not found.reason:
-            openssl = openssl_of(found.program)
-            proxies.append(Proxy(backend.name, found.version, str(found.program), openssl, found.caution))
-    readings = read(network.lan, network.wan, place(settings), tuple(proxies))
+    lacking, proxies = _proxies(settings)
+    readings = read(network.lan, network.wan, place(settings), proxies, lacking)
     wanted = _bandwidth(bandwidth) if bandwidth else network.bandwidth
     speeds = [link.speed for link in readings.links if "wan" in link.network and link.speed]
     need = Need(
@@ -84,6 +78,27 @@ def doctor(file: Path | None, bandwidth: str | None, rtt: str | None, everything
         err=True,
     )
     sys.exit(1 if faults else 0)
+
+
+def _proxies(settings: Settings) -> tuple[str, tuple[Proxy, ...]]:
+    """What keeps proxies from being run, if something does, and which there are: on this host or in the image."""
+    from s2cs.doctor.readings import Proxy, openssl_of  # noqa: PLC0415
+    from s2cs.s2ds.backends import BACKENDS  # noqa: PLC0415
+    from s2cs.s2ds.config import Containers  # noqa: PLC0415
+    from s2cs.s2ds.launchers import LAUNCHERS  # noqa: PLC0415
+
+    s2ds = settings.s2ds
+    launcher = LAUNCHERS[s2ds.launcher].using(Containers(s2ds.engine, s2ds.image))
+    if lacking := launcher.lacks():
+        return f"{s2ds.launcher}: {lacking}", ()
+    contained, programs, proxies = s2ds.launcher == "docker", dict[str, Path](s2ds.programs.items()), []
+    for backend in BACKENDS.values():
+        found = launcher.find(backend, programs.get(backend.name), None)
+        if not found.reason:
+            where = f"{found.program} of image {s2ds.image}" if contained else str(found.program)
+            openssl = "" if contained else openssl_of(found.program)  # an image does not tell
+            proxies.append(Proxy(backend.name, found.version, where, openssl, found.caution))
+    return found.reason if contained and not proxies else "", tuple(proxies)
 
 
 def _bandwidth(text: str) -> Rate:

@@ -22,7 +22,13 @@ def judge_host(readings: Readings, need: Need) -> Iterator[Finding]:
     yield from _processors(readings, need)
     yield from _kernel(readings)
     yield from _limits(readings, need)
-    if not readings.proxies:
+    if readings.lacking:
+        value, _, mend = readings.lacking.partition("; ")
+        mend = mend or "choose another [s2ds] launcher"
+        yield Finding(
+            "launcher", Level.FAULT, value, "one that can run proxies", "without it nothing carries data", mend
+        )
+    elif not readings.proxies:
         why, mend = "without a proxy there is nothing that carries data", "apt-get install nginx libnginx-mod-stream"
         yield Finding("proxies", Level.FAULT, "none", "nginx, haproxy or stunnel", why, mend)
     for proxy in readings.proxies:

@@ -67,7 +67,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy that is installed."""
+    """A proxy that is installed, on this host or in the image of its containers."""
 
     name: str
     version: str
@@ -95,9 +95,10 @@ class Readings:
     keys_in_memory: bool = True
     landlock: int = 0  # version of its interface; 0 is none
     proxies: tuple[Proxy, ...] = ()
+    lacking: str = ""  # what keeps proxies from being run here, if something does
 
 
-def read(lan: str, wan: str, keys: Path, proxies: tuple[Proxy, ...] = ()) -> Readings:
+def read(lan: str, wan: str, keys: Path, proxies: tuple[Proxy, ...] = (), lacking: str = "") -> Readings:
     """Read this host.
 
     Args:
@@ -105,6 +106,7 @@ def read(lan: str, wan: str, keys: Path, proxies: tuple[Proxy, ...] = ()) -> Rea
         wan: its address towards other facilities.
         keys: the directory that keys of sessions are in, or will be.
         proxies: as its backends found them.
+        lacking: what keeps its launcher from running any, if something does.
     """
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return Readings(
@@ -123,6 +125,7 @@ def read(lan: str, wan: str, keys: Path, proxies: tuple[Proxy, ...] = ()) -> Rea
         keys_in_memory=in_memory(keys),
         landlock=abi(),
         proxies=proxies,
+        lacking=lacking,
     )
 
 

@@ -215,8 +215,8 @@ async def test_too_little_memory_is_said(docker: Daemon, tmp_path: Path) -> None
     assert docker.all() == before
 
 
-def s2cs(verb: str, directory: Path, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "s2cs", verb, "--config", str(directory / "s2cs.toml")]
+def s2cs(verb: str, directory: Path, environ: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "s2cs", verb, "--config", str(directory / "s2cs.toml"), *options]
     return subprocess.run(command, env=os.environ | environ, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -236,6 +236,17 @@ def test_what_is_not_there_is_said_with_its_mend(
         run = s2cs(verb, stopped.directory, settings(docker, **fault))
         assert run.returncode == 1
         assert said in run.stdout + run.stderr
+
+
+def test_the_doctor_looks_at_the_image(docker: Daemon, tmp_path: Path) -> None:
+    with gateway(tmp_path / "g") as stopped:
+        pass
+    said = s2cs("doctor", stopped.directory, settings(docker), "--all").stdout
+    assert said.count(f" of image {docker.containers.image})") == len(BACKENDS)
+    said = s2cs("doctor", stopped.directory, settings(docker, IMAGE="none:1")).stdout
+    assert "FAULT  launcher: docker: image none:1 is not there" in said
+    assert "build it: docker build" in said
+    assert "apt-get install nginx" not in said
 
 
 def test_an_image_without_proxies_is_told(docker: Daemon, tmp_path: Path) -> None:

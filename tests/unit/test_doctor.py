@@ -180,6 +180,12 @@ def test_a_tuned_host_gets_no_advice() -> None:
         (replace(TUNED, descriptors=4096), "descriptors", Level.ADVICE, "LimitNOFILE=18064"),
         (replace(TUNED, clock_synchronised=False), "clock", Level.ADVICE, "chrony"),
         (replace(TUNED, keys_in_memory=False), "keys of sessions", Level.ADVICE, "[server] runtime_dir"),
+        (
+            replace(TUNED, proxies=(), lacking="docker: image x is not there; build it: docker build"),
+            "launcher",
+            Level.FAULT,
+            "build it: docker build",
+        ),
         (replace(TUNED, proxies=()), "proxies", Level.FAULT, "apt-get install nginx libnginx-mod-stream"),
         (
             replace(TUNED, proxies=(Proxy("stunnel", "5.68", "/usr/bin/stunnel", caution="may miss the end"),)),
