@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from s2cs.s2ds.engine import NoSuch
 from s2cs.s2ds.launchers.container import SURVEY, named_for
 from scistream.proto import scistream_pb2 as pb
 from scistream.wire import grpc
-from tests.support.containers import IMAGE, Daemon, eventually, settings
+from tests.support.containers import IMAGE, Daemon, copy, daemon, eventually, settings
 from tests.support.gateways import GatewayProcess, gateway
 from tests.support.sessions import Echo, Opened, echo, exchange, open_pair
 from tests.support.streams import Stream, goes_on
@@ -187,3 +188,30 @@ def test_what_was_left_by_servers_that_were_killed_half_way(docker: Daemon, pair
             with suppress(NoSuch):
                 docker.engine.ask("DELETE", f"containers/{name}", force="1")
     assert docker.all() == before
+
+
+def test_an_engine_whose_disk_is_full(docker: Daemon, app: Echo, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        small = stack.enter_context(daemon("dockerd", 2**30))
+        copy(docker, small)
+        before = small.all()
+        pair = [stack.enter_context(gateway(tmp_path / name, **settings(small))) for name in "pc"]
+        with pair[0].client() as p, pair[1].client() as c:
+            filling = small.root / "filling"
+            uid = str(uuid.uuid4())
+            with suppress(OSError), filling.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(2**20))
+            with pytest.raises(grpc.RpcError) as refused:
+                open_pair(p, c, [str(app.endpoint)], uid=uid)
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert "no space left on device" in refused.value.details()
+            for client in (p, c):
+                client.release(pb.Release(uid=uid))  # type: ignore[operator]
+            assert small.all() == before
+            filling.unlink()
+            opened = open_pair(p, c, [str(app.endpoint)], 2)
+            carries(opened)
+            opened.release()
+        assert [running.leftovers() for running in pair] == [{}, {}]
+        assert small.all() == before

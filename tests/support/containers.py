@@ -59,14 +59,14 @@ class Daemon:
         """Start it, and wait until it answers; options are Docker's."""
         environment = dict(os.environ)
         if self.program == "dockerd":
-            command = ["dockerd", "--data-root", self._root, "--exec-root", self.directory / "exec"]
+            command = ["dockerd", "--data-root", self.root, "--exec-root", self.directory / "exec"]
             command += ["-p", self.directory / "pid", "-H", f"unix://{self.socket}", *_LEAST]
             command += ["--cgroup-parent", f"/{self.directory.name}", *options]
         else:
             settings = self.directory / "containers.conf"
             settings.write_text(_PODMAN)
             environment["CONTAINERS_CONF"] = str(settings)
-            command = ["podman", "--root", self._root, "--runroot", self.directory / "exec"]
+            command = ["podman", "--root", self.root, "--runroot", self.directory / "exec"]
             command += ["--tmpdir", self.directory / "tmp", "system", "service", "-t", "0", f"unix://{self.socket}"]
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
@@ -109,7 +109,7 @@ class Daemon:
     def outside(self) -> list[str]:
         """What there is of it outside of its directory, while it does not run."""
         # What an engine makes once for all containers, and leaves.
-        own = {str(self._root), str(self._root / "overlay"), str(self.directory / "exec/netns/default")}
+        own = {str(self.root), str(self.root / "overlay"), str(self.directory / "exec/netns/default")}
         return [
             *(f"process {pid}: {command}" for pid, command in self._processes().items()),
             *(f"mount {place}" for place in self._mounts() if place not in own),
@@ -137,7 +137,8 @@ class Daemon:
             self._shims.add(Path(path.read_text().removeprefix("unix://")))
 
     @property
-    def _root(self) -> Path:
+    def root(self) -> Path:
+        """Where its images and containers are."""
         return self.directory / "root"
 
     def _processes(self) -> dict[int, str]:
@@ -191,14 +192,22 @@ class Daemon:
 
 
 @contextmanager
-def daemon(program: str) -> Iterator[Daemon]:
-    """Run an engine in a directory of its own, or skip the test and say why."""
+def daemon(program: str, room: int = 0) -> Iterator[Daemon]:
+    """Run an engine in a directory of its own, or skip the test and say why.
+
+    Args:
+        program: `dockerd` or `podman`.
+        room: how many bytes it has for images and containers; 0 is what the disk has.
+    """
     if shutil.which(program) is None:
         pytest.skip(f"there is no {program} here")
     if os.geteuid():
         pytest.skip(f"only root starts {program}")
     made = Daemon(Path(tempfile.mkdtemp(prefix="sci-engine-")), program)  # a socket's path is short
     try:
+        if room:
+            made.root.mkdir()
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(made.root)], check=True)
         try:
             made.start()
         except RuntimeError as error:
