@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import socket
+import stat
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -67,7 +68,7 @@ class Connections:
         self._most = most
         self._bound = bound
         self._clock = clock
-        self._known: dict[str, _Connection | None] = {}  # by the kernel's name; None is no control connection
+        self._known: dict[int, _Connection | None] = {}  # by the kernel's number; None is no control connection
         self._proved: dict[Peer, float] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -107,7 +108,7 @@ class Connections:
         for peer, since in list(self._proved.items()):
             if peer not in live and now - since > _REMEMBER_S:
                 self._proved.pop(peer, None)
-        by_network: dict[str, list[tuple[str, _Connection]]] = defaultdict(list)
+        by_network: dict[str, list[tuple[int, _Connection]]] = defaultdict(list)
         for name, connection in self._known.items():
             if connection is not None:
                 by_network[connection.peer.network].append((name, connection))
@@ -120,7 +121,7 @@ class Connections:
                     _shut(sockets[name], name)
         return cut
 
-    def _too_many(self, connections: list[tuple[str, _Connection]], now: float) -> list[str]:
+    def _too_many(self, connections: list[tuple[int, _Connection]], now: float) -> list[int]:
         """Choose: strangers before users, old strangers before new ones, which may yet prove themselves."""
         most = self._most()
         strangers = sorted((c.since, name) for name, c in connections if c.peer not in self._proved)
@@ -129,7 +130,7 @@ class Connections:
         excess = len(connections) - min(most.peer_connections, self._bound)
         return [name for _, name in [*strangers, *users][: max(late, excess, 0)]]
 
-    def _connection(self, fd: int, name: str, now: float) -> _Connection | None:
+    def _connection(self, fd: int, name: int, now: float) -> _Connection | None:
         """Look at a socket that is new."""
         with suppress(OSError), _copy(fd, name) as sock:
             if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.getsockname()[1] in self._ports:
@@ -138,22 +139,24 @@ class Connections:
         return None
 
 
-def _own_sockets() -> dict[str, int]:
-    """The sockets of this process: the kernel's names of them, and their descriptors."""
+def _own_sockets() -> dict[int, int]:
+    """The sockets of this process: the kernel's numbers of them, and their descriptors. There are some a session."""
     found = {}
     for entry in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names, and fast
-        with suppress(OSError):
-            name = os.readlink(f"/proc/self/fd/{entry}")  # noqa: PTH115
-            if name.startswith("socket:"):
-                found[name] = int(entry)
+        try:
+            status = os.fstat(int(entry))
+        except OSError:
+            continue
+        if stat.S_ISSOCK(status.st_mode):
+            found[status.st_ino] = int(entry)
     return found
 
 
-def _copy(fd: int, name: str) -> socket.socket:
+def _copy(fd: int, name: int) -> socket.socket:
     """Take hold of a socket: the number may mean another by now, and what is done must not be done to that one."""
     copy = os.dup(fd)
     try:
-        if f"socket:[{os.fstat(copy).st_ino}]" != name:
+        if os.fstat(copy).st_ino != name:
             raise OSError("it was closed meanwhile")
         return socket.socket(fileno=copy)
     except OSError:
@@ -161,6 +164,6 @@ def _copy(fd: int, name: str) -> socket.socket:
         raise
 
 
-def _shut(fd: int, name: str) -> None:
+def _shut(fd: int, name: int) -> None:
     with suppress(OSError), _copy(fd, name) as sock:
         sock.shutdown(socket.SHUT_RDWR)

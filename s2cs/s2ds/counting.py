@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol
 
-from s2cs.s2ds.meter import Live, Look, measure
+from s2cs.s2ds.meter import Live, Look, Resting, measure
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +28,14 @@ class Counting:
     def __init__(self) -> None:
         self._waiting: list[Counted] = []
         self._next: asyncio.Task[None] | None = None
+        self._resting: Resting = {}
 
     async def look(self, tunnels: Sequence[Counted]) -> None:
         """Look for all of these now; a kernel that does not tell leaves what was counted before."""
         looks = [(tunnel, tunnel.look()) for tunnel in tunnels]
         try:
-            live = await asyncio.to_thread(measure, [group for _, look in looks for group in look.groups])
+            groups = [group for _, look in looks for group in look.groups]
+            live = await asyncio.to_thread(measure, groups, self._resting)
         except (OSError, RuntimeError) as error:  # the latter: no thread can be started
             log.warning("open connections are not counted: %s", error)
             return

@@ -48,18 +48,61 @@ class Live:
     wan: list[Connection] = field(default_factory=list)
 
 
-def measure(groups: Iterable[Group]) -> dict[int, Live]:
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """A process that had no open connection when it was looked at."""
+
+    full: tuple[int, int]  # see `procfs.fullness`
+    sockets: frozenset[int]
+    sure: bool = False  # it had the same sockets twice: none of them was a connection that ended in that moment
+
+
+Resting = dict[int, Rest]
+"""Such processes by their ids."""
+
+_MOST_RESTING = 65536
+
+
+def measure(groups: Iterable[Group], resting: Resting | None = None) -> dict[int, Live]:
     """Look at the open connections of proxies, by their leaders: one dump for all.
+
+    Args:
+        groups: the proxies.
+        resting: what is remembered from look to look, so that those with nothing open cost next to nothing.
 
     Raises:
         OSError: the kernel does not tell.
     """
-    owners = {inode: group for group in groups for pid in group.pids() for inode in procfs.sockets(pid)}
-    found = {group.leader: Live() for group in owners.values()}
+    resting = {} if resting is None else resting
+    found: dict[int, Live] = {}
+    owners: dict[int, Group] = {}
+    looked: dict[int, Rest] = {}
+    for group in groups:
+        for pid in group.pids():
+            full = procfs.fullness(pid)  # before its sockets: one that comes meanwhile makes it another the next time
+            before = resting.get(pid)
+            if before and before.sure and before.full == full:
+                found[group.leader] = Live()
+            elif inodes := procfs.sockets(pid):
+                found[group.leader] = Live()
+                owners |= dict.fromkeys(inodes, group)
+                if full[0] and not group.udp:
+                    looked[pid] = Rest(full, inodes, bool(before and (before.full, before.sockets) == (full, inodes)))
+    busy = _count(owners, found)
+    if len(resting) > _MOST_RESTING:
+        resting.clear()  # most of them have ended
+    resting |= {pid: rest for pid, rest in looked.items() if not rest.sockets & busy}
+    return found
+
+
+def _count(owners: Mapping[int, Group], found: Mapping[int, Live]) -> set[int]:
+    """Count the open connections of proxies; the inodes of their sockets."""
+    busy = set()
     if any(group.udp for group in owners.values()):
         for inode in flows(owners):
             found[owners[inode].leader].open += 1
     for each in connections(owners):
+        busy.add(each.inode)
         group = owners[each.inode]
         live = found[group.leader]
         if (each.port in group.ports) is (group.role is Role.PROD):
@@ -71,7 +114,7 @@ def measure(groups: Iterable[Group]) -> dict[int, Live]:
         received_is_down = group.role is Role.PROD
         live.up += each.sent if received_is_down else each.received
         live.down += each.received if received_is_down else each.sent
-    return found
+    return busy
 
 
 @dataclass(frozen=True, slots=True)

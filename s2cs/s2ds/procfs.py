@@ -85,6 +85,18 @@ def descriptors(pid: int) -> dict[int, int]:
     return found
 
 
+def fullness(pid: int) -> tuple[int, int]:
+    """How many descriptors a process has, and a number that no other process shares; (0, 0) where it is not told.
+
+    One call instead of one for each descriptor. The kernel tells since Linux 6.2.
+    """
+    try:
+        found = os.stat(f"/proc/{pid}/fd")  # noqa: PTH116 - asked of thousands
+    except OSError:
+        return 0, 0
+    return (found.st_size, found.st_ino) if found.st_size else (0, 0)
+
+
 def sockets(pid: int) -> frozenset[int]:
     """The inodes of the sockets that a process holds."""
     return frozenset(descriptors(pid))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from s2cs.s2ds import procfs
 from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.logs import MOST_BYTES, Book, SessionLog
-from s2cs.s2ds.meter import Ledger, Live, Look, Meter, Moved
+from s2cs.s2ds.meter import Group, Ledger, Live, Look, Meter, Moved, Resting, measure
 from s2cs.s2ds.sockdiag import connections
 from scistream.vocabulary import Role
 
@@ -158,6 +161,47 @@ def test_what_a_drained_proxy_had_open_is_not_taken_from_the_others(tmp_path: Pa
     ledger.closed += Moved(120, 0, 1)  # the first one's last stream ended
     meter.forget(1)
     assert (meter.traffic.from_consumer, meter.traffic.open, meter.traffic.total) == (150, 1, 2)
+
+
+def test_a_proxy_at_rest_is_not_looked_through_and_what_comes_then_is_seen_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    program = (
+        "import socket, sys\n"
+        "server = socket.create_server(('127.0.0.1', 0))\n"
+        "print(server.getsockname()[1], flush=True)\n"
+        "for line in sys.stdin:\n"
+        "    one = server.accept()[0] if line == 'accept\\n' else one.close()\n"
+        "    print('done', flush=True)\n"
+    )
+    looks = 0
+
+    def sockets(pid: int) -> frozenset[int]:
+        nonlocal looks
+        looks += 1
+        return frozenset(procfs.descriptors(pid))
+
+    monkeypatch.setattr(procfs, "sockets", sockets)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", program], **pipes) as proxy:  # type: ignore[call-overload]
+        port = int(proxy.stdout.readline())
+        groups, resting = [Group(proxy.pid, Role.CONS, frozenset({port}))], Resting()
+
+        def does(what: str) -> None:
+            proxy.stdin.write(what + "\n")
+            proxy.stdin.flush()
+            assert proxy.stdout.readline() == "done\n"
+
+        for most in (2, 0):
+            looks = 0
+            assert [measure(groups, resting)[proxy.pid].open for _ in range(4)] == [0] * 4
+            assert looks == most or not procfs.fullness(proxy.pid)[0]  # where the kernel does not tell, all four
+            with socket.create_connection(("127.0.0.1", port)):
+                does("accept")
+                assert [measure(groups, resting)[proxy.pid].open for _ in range(3)] == [1] * 3
+                does("close")
+        proxy.stdin.close()
+    assert measure(groups, resting) == {}
 
 
 def test_the_kernel_counts_payload_only() -> None:
