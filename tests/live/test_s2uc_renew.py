@@ -113,7 +113,7 @@ def test_what_cannot_be_renewed(running: Facilities) -> None:
         p.release(pb.Release(uid="half"))
     with echo() as app, running.aps.client() as p, running.alcf.client() as c:
         session = open_pair(p, c, [str(app.endpoint)])
-        assert "longer than this gateway allows" in user.complaint("renew", session.uid, "--lease", "900d", expect=2)
+        assert "longer than you get here" in user.complaint("renew", session.uid, "--lease", "900d", expect=2)
         session.release()
         assert "it has ended" in user.complaint("renew", session.uid, expect=1)
 
