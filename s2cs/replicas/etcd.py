@@ -6,12 +6,14 @@ All calls block, for no longer than a second or two: they are a few kilobytes to
 from __future__ import annotations
 
 import json
+import ssl
 import time
 from base64 import b64decode, b64encode
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from s2cs.settings import StoreSettings
@@ -58,8 +60,13 @@ class Etcd:
     """Ask etcd. Not for several threads at once."""
 
     def __init__(self, settings: StoreSettings) -> None:
-        """Make a client; nothing is asked yet."""
+        """Make a client; nothing is asked yet.
+
+        Raises:
+            FailedPrecondition: a certificate or key cannot be used.
+        """
         self._words = ", ".join(map(str, settings.etcd))
+        _see_files(settings)
         self._clients = deque(_client(settings, node) for node in settings.etcd)
         self._watched: requests.Response | None = None
 
@@ -178,6 +185,30 @@ def now() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+def _see_files(settings: StoreSettings) -> None:
+    """See that what TLS needs is there; `requests` would say it later, and in other words."""
+    files = {"ca": settings.ca, "certificate": settings.certificate, "key": settings.key}
+    for name, path in files.items():
+        try:
+            if isinstance(path, Path):
+                path.read_bytes()
+        except OSError as error:
+            raise FailedPrecondition(
+                f"[store] {name} {path} cannot be read: {error.strerror}; mend its owner, or name another file"
+            ) from None
+    if not settings.ca:
+        return
+    try:
+        context = ssl.create_default_context(cafile=settings.ca)
+        if settings.certificate:
+            context.load_cert_chain(settings.certificate, settings.key or None)
+    except ssl.SSLError:
+        what = ", ".join(f"{name} {path}" for name, path in files.items() if path)
+        raise FailedPrecondition(
+            f"[store] {what} cannot be used: they are no PEM files, or do not fit; name others"
+        ) from None
+
+
 def _client(settings: StoreSettings, node: Endpoint) -> Etcd3Client:
     session = requests.Session()
     session.trust_env = False  # no proxy stands between, and no netrc knows of it
@@ -231,10 +262,13 @@ def _details(error: exceptions.Etcd3Exception) -> str:
         return (error.detail_text or str(error)).strip() or type(error).__name__
 
 
-def _short(error: Exception) -> str:
-    words = str(error)
+def _short(error: exceptions.Etcd3Exception) -> str:
+    words = error.detail_text or ""
     for sign, short in (
+        ("not valid for", "its certificate is for another address"),
         ("CERTIFICATE_VERIFY_FAILED", "its certificate is not from [store] ca"),
+        ("EOF occurred", "it hangs up during the TLS handshake; see [store] certificate"),
+        ("RemoteDisconnected", "it hangs up; perhaps it wants TLS, see [store] ca"),
         ("refused", "connection refused"),
         ("timed out", "no answer in time"),
         ("No route", "no route to it"),

@@ -15,7 +15,7 @@ from s2cs.replicas.inner import Inner
 from s2cs.replicas.leadership import REPLICAS, Leadership
 from s2cs.replicas.store import Deposed, EtcdStore
 from s2cs.settings import Settings
-from scistream.errors import TryAgain
+from scistream.errors import ScistreamError, TryAgain, Unavailable
 from scistream.vocabulary import Endpoint
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class Replica:
         self._identity = identity(settings.server.state_dir)
         self._store: EtcdStore | None = None
         self._leadership: Leadership | None = None
+        self._failed: ScistreamError | None = None
         self._fault = "the shared store has not been asked yet"
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
@@ -75,9 +76,15 @@ class Replica:
         return self._leadership.term
 
     async def changed(self) -> None:
-        """Wait until something may be different."""
+        """Wait until something may be different.
+
+        Raises:
+            FailedPrecondition: the shared store can never be used with these settings.
+        """
         await self._changed.wait()
         self._changed.clear()
+        if self._failed is not None:
+            raise self._failed
         self._forwarder.look()
         if self._leadership is not None:
             self._leadership.wake()
@@ -137,11 +144,18 @@ class Replica:
 
     async def _connect(self) -> None:
         """Reach the shared store, however long that takes."""
+        try:
+            await self._reach()
+        except ScistreamError as error:
+            self._failed = error
+        self._changed.set()
+
+    async def _reach(self) -> None:
         told = ""
         while self._store is None:
             try:
                 self._store = await asyncio.to_thread(EtcdStore, self._settings.store)
-            except TryAgain as error:
+            except Unavailable as error:  # it may be mended there
                 self._fault = str(error)
                 if told != self._fault:
                     told = self._fault
@@ -152,7 +166,6 @@ class Replica:
         about = self._identity.about | {"address": str(self._listen)}
         self._leadership = Leadership(self._settings.store, self._store, about, self._tell)
         self._leadership.start()
-        self._changed.set()
 
     def _tell(self) -> None:
         """Wake who waits, from another thread."""

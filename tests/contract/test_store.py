@@ -19,12 +19,23 @@ from types import MappingProxyType
 
 import pytest
 
+from s2cs.settings import StoreSettings
 from s2cs.store import MIGRATIONS, SqliteStore, Store
 from s2cs.users import SCOPES, Rank, Token, User
-from scistream.errors import AlreadyExists, FailedPrecondition, NotFound, PermissionDenied, ResourceExhausted
+from scistream.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    TryAgain,
+    Unavailable,
+)
 from scistream.machine import Change, Owner, Proof, Request, Session, State, Waits
 from scistream.vocabulary import Endpoint, Rate, Role, Uid
-from tests.support.etcd import WHY_NOT, Cluster, etcd
+from tests.support.authority import Authority
+from tests.support.etcd import WHY_NOT, Cluster, EtcdNode, etcd, running
+from tests.support.ports import port_block
 
 # A session as the first version wrote it.
 _BODY = {
@@ -330,3 +341,112 @@ def test_an_order_to_end_a_session_is_seen_by_another_and_forgotten_when_done(op
     soon(lambda: command.revocations() == {})
     gateway.close()
     command.close()
+
+
+@pytest.mark.engines
+@pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "-")
+class TestEtcd:
+    def test_tls_both_ways(self, tmp_path: Path) -> None:
+        """Etcd lets in who has a certificate of its CA, and is known by its own; each fault is one sentence."""
+        from s2cs.replicas.store import EtcdStore
+
+        good, strange = Authority("etcd"), Authority("strange")
+        pairs = {"host": good.issue_host("127.0.0.1"), "user": good.issue("s2cs"), "stranger": strange.issue("s2cs")}
+        for name, (certificate, key) in pairs.items():
+            (tmp_path / f"{name}.crt").write_bytes(certificate)
+            (tmp_path / f"{name}.key").write_bytes(key)
+        (tmp_path / "ca.crt").write_bytes(good.pem)
+        (tmp_path / "strange.crt").write_bytes(strange.pem)
+        first = port_block(1)
+        node = EtcdNode("e", Endpoint("127.0.0.1", first), Endpoint("127.0.0.1", first + 1), tmp_path, tls=tmp_path)
+
+        def settings(ca: str, user: str) -> StoreSettings:
+            files = {"ca": tmp_path / f"{ca}.crt"} if ca else {}
+            files |= {"certificate": tmp_path / f"{user}.crt", "key": tmp_path / f"{user}.key"} if user else {}
+            return cluster.settings(**files)
+
+        with running([node]) as cluster:
+            store = EtcdStore(settings("ca", "user"))
+            store.note("x", "y")
+            store.close()
+            for ca, user, words in (
+                ("strange", "user", "not from .store. ca"),
+                ("ca", "stranger", "see .store. certificate"),
+                ("ca", "", "see .store. certificate"),
+                ("", "", "wants TLS"),
+            ):
+                with pytest.raises(Unavailable, match=words):
+                    EtcdStore(settings(ca, user))
+            (tmp_path / "user.key").unlink()
+            with pytest.raises(FailedPrecondition, match="key .*No such file"):
+                EtcdStore(settings("ca", "user"))
+            with pytest.raises(FailedPrecondition, match="do not fit"):
+                EtcdStore(cluster.settings(ca=tmp_path / "ca.crt", certificate=tmp_path / "user.crt", key=tmp_path / "host.key"))
+
+    def test_who_leads_no_longer_writes_nothing(self, cluster: Cluster) -> None:
+        from s2cs.replicas.store import LEADER, Deposed, EtcdStore
+
+        settings = cluster.settings(prefix=f"scistream/{uuid.uuid4()}")
+        old, new = EtcdStore(settings), EtcdStore(settings)
+        new.write({LEADER: b"{}"})
+        entry = new.mirror.get(LEADER)
+        assert entry is not None
+        old.term = entry.created
+        soon(lambda: old.mirror.get(LEADER) is not None)
+        old.save(session("a"))
+        new.write({LEADER: None})
+        new.write({LEADER: b"{}"})
+        for change in (
+            lambda: old.save(session("a", reason="stale")),
+            lambda: old.delete("a"),
+            lambda: old.revoked("a"),
+        ):
+            with suppress(Deposed):
+                change()
+        with pytest.raises(Deposed, match="leads now"):
+            old.note("x", "y")
+        assert [each.reason for each in new.sessions()] == [session().reason]
+        old.close()
+        new.close()
+
+    def test_a_store_that_is_away_is_told_at_once_and_is_back_by_itself(self, tmp_path: Path) -> None:
+        from s2cs.replicas.store import EtcdStore
+
+        with etcd(tmp_path / "etcd") as cluster:
+            store = EtcdStore(cluster.settings())
+            store.save(session("a"))
+            (node,) = cluster.nodes
+            node.stop()
+            for _ in range(20):  # only the first one asks
+                with pytest.raises(TryAgain, match="running streams go on"):
+                    store.save(session("b"))
+            assert [each.id for each in store.sessions()] == ["a"]
+            with pytest.raises(TryAgain, match="running streams go on"):
+                store.fact("draining")
+            cluster.start(node)
+            cluster.wait()
+            soon(lambda: not store.mirror.away)
+            store.save(session("b"))
+            assert {each.id for each in store.sessions()} == {"a", "b"}
+            store.close()
+
+    def test_what_a_watch_missed_is_read_anew(self, cluster: Cluster) -> None:
+        from s2cs.replicas.etcd import Compacted, Etcd
+        from s2cs.replicas.store import EtcdStore
+
+        settings = cluster.settings(prefix=f"scistream/{uuid.uuid4()}")
+        store = EtcdStore(settings)
+        for n in range(5):
+            store.note("n", str(n))
+        client = Etcd(settings)
+        body = {"revision": client.load("x/")[1], "physical": True}
+        client.ask(lambda node: node.post(node.get_url("/kv/compaction"), json=body))
+        with pytest.raises(Compacted):
+            list(client.watch(store.mirror.prefix, 1))
+        store.mirror._revision = 1  # as after a long time away
+        store.mirror._watching.hush()
+        other = EtcdStore(settings)
+        other.note("n", "new")
+        soon(lambda: store.fact("n") == "new")
+        for each in (client, store, other):
+            each.close()

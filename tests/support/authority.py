@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -47,6 +48,22 @@ class Authority:
             self._builder(name, issuer, days, key)
             .add_extension(x509.ExtendedKeyUsage([use]), False)
             .add_extension(x509.SubjectAlternativeName([x509.RFC822Name(f"{name}@example.org")]), False)
+            .sign(self.key, hashes.SHA256())
+        )
+        private = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return made.public_bytes(serialization.Encoding.PEM), private
+
+    def issue_host(self, address: str) -> Pair:
+        """A certificate for a host that serves and asks others, and its key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        issuer = self.certificate.subject.rfc4514_string().removeprefix("CN=")
+        uses = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        made = (
+            self._builder(address, issuer, 1, key)
+            .add_extension(x509.ExtendedKeyUsage(uses), False)
+            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), False)
             .sign(self.key, hashes.SHA256())
         )
         private = key.private_bytes(

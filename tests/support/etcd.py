@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
@@ -30,12 +31,17 @@ class EtcdNode:
     peer: Endpoint
     directory: Path
     wrapper: tuple[str, ...] = ()
+    tls: Path | None = None  # a directory with ca.crt, host.crt, host.key and user.crt, user.key of who may ask
     process: subprocess.Popen[bytes] | None = None
 
     def start(self, members: str, token: str) -> None:
         """Start it; it is up when most of them are."""
         command = [*self.wrapper, "etcd", "--name", self.name, "--data-dir", str(self.directory / self.name)]
-        command += ["--listen-client-urls", f"http://{self.client}", "--advertise-client-urls", f"http://{self.client}"]
+        url = f"http{'s' if self.tls else ''}://{self.client}"
+        command += ["--listen-client-urls", url, "--advertise-client-urls", url]
+        if self.tls:
+            command += ["--client-cert-auth", "--trusted-ca-file", str(self.tls / "ca.crt")]
+            command += ["--cert-file", str(self.tls / "host.crt"), "--key-file", str(self.tls / "host.key")]
         command += ["--listen-peer-urls", f"http://{self.peer}", "--initial-advertise-peer-urls", f"http://{self.peer}"]
         command += ["--initial-cluster", members, "--initial-cluster-token", token, *_ELECTION]
         with (self.directory / f"{self.name}.log").open("ab") as log:
@@ -72,7 +78,12 @@ class Cluster:
 
     def ask(self, node: EtcdNode, path: str, body: dict[str, object]) -> dict[str, object]:
         """Ask one node."""
-        answer: dict[str, object] = httpx.post(f"http://{node.client}/v3/{path}", json=body, timeout=2).json()
+        if node.tls is None:
+            answer: dict[str, object] = httpx.post(f"http://{node.client}/v3/{path}", json=body, timeout=2).json()
+            return answer
+        context = ssl.create_default_context(cafile=str(node.tls / "ca.crt"))
+        context.load_cert_chain(node.tls / "user.crt", node.tls / "user.key")
+        answer = httpx.post(f"https://{node.client}/v3/{path}", json=body, timeout=2, verify=context).json()
         return answer
 
     def wait(self) -> None:
