@@ -61,31 +61,33 @@ async def serve(file: Path | None) -> bool:
     """
     settings = load(file)
     keep_keys_in()
-    told = _Told()
+    told = Told()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.stop.set)
     loop.add_signal_handler(signal.SIGHUP, told.reload.set)
     with _locked(settings.server.state_dir):
         if settings.store.etcd:
-            return await _serve_as_one_of_several(settings, file, told)
+            from s2cs.replicas.serving import serve_as_one_of_several  # noqa: PLC0415 - an extra that few have
+
+            return await serve_as_one_of_several(settings, file, told)
         store = SqliteStore(settings.server.state_dir / "s2cs.db")
         try:
-            async with _running(settings, fingerprint(file), store) as running:
-                await _until_told(running, settings, file, told)
+            async with running(settings, fingerprint(file), store) as gateway:
+                await until_told(gateway, settings, file, told)
         finally:
             store.close()
     return False
 
 
-class _Told:
+class Told:
     """What the service manager wants."""
 
     def __init__(self) -> None:
         self.stop, self.reload = asyncio.Event(), asyncio.Event()
 
 
-async def _until_told(running: _Running, settings: Settings, file: Path | None, told: _Told) -> None:
+async def until_told(running: _Running, settings: Settings, file: Path | None, told: Told) -> None:
     """Serve, and read the settings again when that is wanted."""
     where = ", ".join(map(str, settings.server.listen))
     log.info("gateway %s serves on %s", settings.server.name, where)
@@ -94,7 +96,7 @@ async def _until_told(running: _Running, settings: Settings, file: Path | None, 
     lost = asyncio.create_task(running.control.lost())
     try:
         while not told.stop.is_set():
-            await _first(lost, told.stop, told.reload)
+            await first_of(lost, told.stop, told.reload)
             if lost.done():
                 raise Unavailable(f"control port {where} closed by itself; streams go on, start s2cs again")
             if told.reload.is_set():
@@ -109,84 +111,7 @@ async def _until_told(running: _Running, settings: Settings, file: Path | None, 
     notify.tell("STOPPING=1", f"STATUS=stops; {running.sessions}")
 
 
-async def _serve_as_one_of_several(settings: Settings, file: Path | None, told: _Told) -> bool:
-    """Pass calls on to the S2CS that leads, and be the gateway when that is this one."""
-    from s2cs.replicas.replica import Replica  # noqa: PLC0415 - an extra that few have
-
-    replica = Replica(settings)
-    where = ", ".join(map(str, settings.server.listen))
-    async with replica.following(_credentials(settings)):
-        log.info("gateway %s serves on %s, for the S2CS that leads", settings.server.name, where)
-        notify.tell("READY=1")
-        telling = asyncio.create_task(notify.keep_telling(lambda: f"serves on {where}, for the one that leads"))
-        try:
-            async with _following_monitoring(settings, replica):
-                while not replica.won:
-                    changed = asyncio.create_task(replica.changed())
-                    await _first(changed, told.stop, told.reload)
-                    changed.cancel()
-                    if told.stop.is_set():
-                        return False
-                    if told.reload.is_set() and _may_start_anew(file, replica):
-                        return True
-                    told.reload.clear()
-        finally:
-            telling.cancel()
-        await replica.prepare()
-        async with (
-            _running(settings, fingerprint(file), replica.store, replica) as running,
-            replica.leading(running.control) as look,
-        ):
-            leading = asyncio.create_task(_until_told(running, settings, file, told))
-            try:
-                while not (leading.done() or replica.deposed):
-                    changed = asyncio.create_task(replica.changed())
-                    await asyncio.wait([leading, changed], return_when=asyncio.FIRST_COMPLETED)
-                    changed.cancel()
-                    await look()
-                if leading.done():
-                    await leading
-            finally:
-                leading.cancel()
-        return replica.deposed
-
-
-def _may_start_anew(file: Path | None, replica: Replica) -> bool:
-    """Tell whether the settings as they are now can be used, and whoever asked for it."""
-    fault = ""
-    try:
-        _credentials(settings := load(file))
-        _methods(settings)
-    except ScistreamError as error:
-        fault = str(error)
-        log.error("not reloaded, the old settings stay in force: %s", error)
-    try:
-        outcome = {"at": time.time(), "fault": fault, "restart": [], "forbidden": []}
-        replica.store.note(RELOADED, json.dumps(outcome))
-    except ScistreamError as error:
-        log.error("how the reload went cannot be noted: %s", error)
-    return not fault
-
-
-@asynccontextmanager
-async def _following_monitoring(settings: Settings, replica: Replica) -> AsyncIterator[None]:
-    """Serve metrics and health of one that does not lead, where they are wanted."""
-    if not settings.metrics.listen:
-        yield
-        return
-    from s2cs.web.monitoring import FollowersMonitoring  # noqa: PLC0415 - a fifth of the time to start
-
-    monitoring = FollowersMonitoring(settings, lambda: replica.fault)
-    monitoring.bind()
-    try:
-        await monitoring.start()
-        yield
-        await monitoring.stop()
-    finally:
-        monitoring.close()
-
-
-async def _first(task: asyncio.Task[None], *events: asyncio.Event) -> None:
+async def first_of(task: asyncio.Task[None], *events: asyncio.Event) -> None:
     """Wait for a task's end or one of several events."""
     waits = [asyncio.create_task(event.wait()) for event in events]
     await asyncio.wait([task, *waits], return_when=asyncio.FIRST_COMPLETED)
@@ -215,7 +140,7 @@ class _Running:
         self.control = control
         self._page = page
         self._authenticator = authenticator
-        self._credentials = _credentials(gateway.settings)
+        self._credentials = credentials_of(gateway.settings)
         self._term = replica.term if replica else None
         control.bind(self._credentials, replica is not None)
 
@@ -230,7 +155,7 @@ class _Running:
         """Bring new settings and a new certificate into force, or keep all of the old and say why."""
         try:
             settings, read = load(file), fingerprint(file)
-            credentials, methods = _credentials(settings), _methods(settings)
+            credentials, methods = credentials_of(settings), methods_of(settings)
             nodes = self._data_server if isinstance(self._data_server, Nodes) else None
             ways = links(settings, self._term) if nodes else {}
             if credentials != self._credentials:
@@ -267,7 +192,7 @@ class _Running:
 
 
 @asynccontextmanager
-async def _running(
+async def running(
     settings: Settings, fingerprint: Mapping[str, Any], store: Store, replica: Replica | None = None
 ) -> AsyncIterator[_Running]:
     async with AsyncExitStack() as stack:
@@ -276,7 +201,7 @@ async def _running(
         data_server = data_server_of(settings, store, replica.term if replica else None)
         gateway = Gateway(settings, store, data_server, audit)
         metrics = Metrics(gateway)
-        authenticator = Authenticator(_methods(settings), store, gateway.has_key)
+        authenticator = Authenticator(methods_of(settings), store, gateway.has_key)
         stack.push_async_callback(authenticator.close)
         control = Control(gateway, authenticator, metrics, audit)
         page = _page(gateway, control, store, stack)
@@ -396,11 +321,11 @@ def read_certificate(settings: Settings) -> tuple[bytes, bytes]:
     return certificate, key
 
 
-def _credentials(settings: Settings) -> Credentials:
+def credentials_of(settings: Settings) -> Credentials:
     certificates = settings.auth.certificates
     return Credentials(*read_certificate(settings), certificates.listen, read_client_ca(certificates))
 
 
-def _methods(settings: Settings) -> Methods:
+def methods_of(settings: Settings) -> Methods:
     settings.compat.secret()  # at the start, rather than when an old client comes
     return Methods(settings.auth, settings.compat)

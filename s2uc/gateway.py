@@ -39,7 +39,7 @@ _FIRST_CONTACT_S = 3.0  # how long one that was never there may refuse; one that
 _FIRST_PART = 0.6
 _ATTEMPT_S = 12.0  # then a call counts as lost; longer than a gateway needs for any of them
 _ELSEWHERE_S = 4.0  # the same, for a connection where there is another address
-_LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+_LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)  # by its stop
 
 
 class TokenSource(Protocol):

@@ -248,4 +248,6 @@ def _again(error: grpc.aio.AioRpcError) -> bool:
 
 
 def _lost(error: grpc.aio.AioRpcError) -> bool:
-    return error.code() is grpc.StatusCode.UNAVAILABLE and (not _own(error) or _again(error))
+    """Tell whether a call is to be asked again: nobody has answered, or who was asked stopped (CANCELLED) meanwhile."""
+    gone = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    return gone and (not _own(error) or _again(error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
 from s2cs.control import Control, Credentials
@@ -15,7 +15,7 @@ from s2cs.replicas.inner import Inner
 from s2cs.replicas.leadership import REPLICAS, Leadership
 from s2cs.replicas.store import Deposed, EtcdStore
 from s2cs.settings import Settings
-from scistream.errors import ScistreamError, TryAgain, Unavailable
+from scistream.errors import ScistreamError, Unavailable
 from scistream.vocabulary import Endpoint
 
 log = logging.getLogger(__name__)
@@ -166,6 +166,14 @@ class Replica:
         about = self._identity.about | {"address": str(self._listen)}
         self._leadership = Leadership(self._settings.store, self._store, about, self._tell)
         self._leadership.start()
+
+    def _others(self) -> Iterator[str]:
+        """Give the certificates of all S2CS that run."""
+        for name, entry in self.store.mirror.under(REPLICAS).items():
+            try:
+                yield str(json.loads(entry.value)["client"])
+            except (ValueError, KeyError, TypeError):
+                log.warning("what S2CS %s says of itself is not understood; are all of one version?", name)
 
     def _tell(self) -> None:
         """Wake who waits, from another thread."""

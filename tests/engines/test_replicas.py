@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,6 +45,7 @@ HOSTS = {
 DATA = os.urandom(2_000_000)
 S2CS = [sys.executable, "-m", "s2cs"]
 PREFIX = "aps"
+GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 
 _ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes network namespaces")
 _ETCD = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "-")
@@ -359,7 +360,7 @@ def test_etcd_loses_nodes(site: Site) -> None:
                     site.clients["s1"].list(pb.ListRequest(), timeout=30)  # type: ignore[operator]
                     time.sleep(0.2)
                 except grpc.RpcError as error:
-                    assert error.code() is grpc.StatusCode.UNAVAILABLE
+                    assert error.code() in GONE, error
                     says = error.details() or ""
             print(f"seen: most of etcd lost: {says}")
             assert says.endswith("; running streams go on")
@@ -384,8 +385,7 @@ def tried(what: Callable[[], T]) -> T:
         try:
             return what()
         except grpc.RpcError as error:
-            again = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-            assert again, error
+            assert error.code() in GONE, error
             assert time.monotonic() < deadline, error
             time.sleep(0.1)
 
@@ -410,6 +410,67 @@ def test_a_gateway_node_is_lost_and_back(site: Site) -> None:
         site.replicas[leader].start()
         release(site, session)
     assert site.held() == held
+
+
+@inside
+def test_what_operators_do(site: Site) -> None:
+    leader = site.leader()
+    other = site.other(leader)
+
+    def s2cs(name: str, *words: str) -> str:
+        replica = site.replicas[name]
+        command = [*at(name), *S2CS, *words, "--config", str(replica.config)]
+        environ = os.environ | replica.environ
+        run = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
+        assert run.returncode == 0, run.stdout + run.stderr
+        return run.stdout + run.stderr
+
+    def health(name: str) -> int:
+        return httpx.get(f"http://{HOSTS[name]}:5001/readyz", timeout=5).status_code
+
+    assert (health(leader), health(other)) == (200, 200)
+    pid = site.replicas[other].process.pid
+    for name in (leader, other):
+        assert "reloaded" in s2cs(name, "reload")
+    assert "no sessions" in s2cs(other, "sessions")
+    s2cs(other, "drain")
+    with pytest.raises(grpc.RpcError, match="no new sessions now"), echo(HOSTS["app"]) as application:
+        open_pair(site.clients[leader], site.consumer, [str(application.endpoint)])
+    s2cs(leader, "drain", "--off")
+    soon(lambda: health(other) == 200)
+    assert site.replicas[other].process.poll() is None
+    assert site.replicas[other].process.pid == pid  # started anew in its place
+    for marks in ((), (("scistream-peer", "ipv4:192.0.2.1:1"),)):  # what only another S2CS may say
+        with pytest.raises(grpc.RpcError) as caught:
+            site.clients[leader].stub.list(pb.ListRequest(), metadata=(*marks, ("authorization", "Bearer s2t_x")))
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    with pytest.raises(grpc.RpcError):
+        site.clients[other].stub.list(pb.ListRequest(), metadata=(("authorization", "Bearer s2t_y"),))
+    audit = s2cs(leader, "audit", "show", "--json")
+    assert HOSTS["app"] in audit
+    assert "192.0.2.1" not in audit
+    assert HOSTS[other] not in audit
+    credentials = grpc.ssl_channel_credentials(site.replicas[leader].ca)
+    with grpc.secure_channel(f"{HOSTS[leader]}:5002", credentials) as channel:  # the port for other S2CS
+        with pytest.raises(grpc.RpcError) as caught:
+            Client(channel, site.clients[leader].token).list(pb.ListRequest(), timeout=5)  # type: ignore[operator]
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    begin = time.monotonic()
+    site.replicas[leader].stop()
+    assert site.clients[other].describe(pb.DescribeRequest(), timeout=20).user == "admin"  # type: ignore[operator]
+    print(f"seen: S2CS stopped by its operator: the other one answers after {time.monotonic() - begin:.1f} s")
+    site.replicas[leader].start()
+
+
+def soon(condition: Callable[[], bool]) -> None:
+    """See that something is so within some seconds."""
+    deadline = time.monotonic() + 20
+    while True:
+        with suppress(httpx.HTTPError):
+            if condition():
+                return
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @inside
