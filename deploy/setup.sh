@@ -12,12 +12,15 @@ etc=/etc/scistream
 usage() {
     cat <<EOF
 Usage: deploy/setup.sh [--find-links DIR] [-- OPTIONS OF s2cs init]
+       deploy/setup.sh [--find-links DIR] --node FILE
        deploy/setup.sh --uninstall [--purge]
 
 Install this tree as the service scistream.service: proxies from the distribution, the program into $home, users,
 settings in $etc where there are none, a check of everything, and the start. As root, on Debian, Ubuntu, RHEL and their kin.
 
   --find-links DIR  take Python packages from DIR only, without network; \`make wheelhouse\` fills one
+  --node FILE       make this host a further node of a gateway, the service scistream-s2ds.service, with the settings that
+                    \`s2cs nodes add\` wrote on the gateway
   --uninstall       end the service and its streams, and remove the program; settings, state and logs stay
   --purge           with --uninstall: remove these, and the users, too
   --help            say this
@@ -30,12 +33,14 @@ say() { echo "setup: $*" >&2; }
 fail() { say "$*"; exit 1; }
 misused() { say "$*; see: deploy/setup.sh --help"; exit 2; }
 
-links='' uninstall=no purge=no
+links='' node='' uninstall=no purge=no
 while [ $# -gt 0 ]; do
     case $1 in
         --help | -h) usage; exit ;;
         --find-links) [ $# -gt 1 ] || misused "--find-links needs a directory"; links=$2; shift ;;
         --find-links=*) links=${1#*=} ;;
+        --node) [ $# -gt 1 ] || misused "--node needs the file that \`s2cs nodes add\` wrote"; node=$2; shift ;;
+        --node=*) node=${1#*=} ;;
         --uninstall) uninstall=yes ;;
         --purge) purge=yes ;;
         --) shift; break ;;
@@ -44,7 +49,8 @@ while [ $# -gt 0 ]; do
     shift
 done
 [ "$purge" = no ] || [ "$uninstall" = yes ] || misused "--purge goes with --uninstall"
-[ "$uninstall" = no ] || { [ $# -eq 0 ] && [ -z "$links" ]; } || misused "--uninstall takes only --purge beside it"
+[ -z "$node" ] || [ $# -eq 0 ] || misused "--node takes no options of s2cs init"
+[ "$uninstall" = no ] || { [ $# -eq 0 ] && [ -z "$links$node" ]; } || misused "--uninstall takes only --purge beside it"
 
 [ "$(id -u)" -eq 0 ] || fail "this is not root; run it with sudo"
 [ -d /run/systemd/system ] || fail "systemd does not run here; install with pip instead (docs/operator/install.md)"
@@ -52,16 +58,23 @@ if [ -e /var/lib/dpkg/info/scistream.list ]; then
     fail "the Debian package scistream is installed; use apt for it, or remove it first: apt-get purge scistream"
 fi
 
+for place in "$units" /usr/local/bin /opt; do
+    [ ! -d "$place" ] || [ -w "$place" ] || fail "$place cannot be written to: it is read-only; nothing was changed"
+done
+exec 9>/run/scistream-setup.lock
+flock -n 9 || fail "another setup.sh is at work on this host; wait until it has ended"
+
 if [ "$uninstall" = yes ]; then
     sh "$deploy/systemd/remove.sh"
-    rm -f "$units/scistream.service" /usr/local/lib/sysusers.d/scistream.conf
+    rm -f "$units/scistream.service" "$units/scistream-s2ds.service" /usr/local/lib/sysusers.d/scistream.conf
     for name in s2cs s2uc; do
         case $(readlink "/usr/local/bin/$name" || :) in "$home"/*) rm -f "/usr/local/bin/$name" ;; esac
     done
     rm -rf "$home"
     systemctl daemon-reload
     if [ "$purge" = yes ]; then
-        rm -rf "$etc" /var/lib/scistream /var/log/scistream "$units/scistream.service.d"
+        rm -rf "$etc" /var/lib/scistream /var/lib/scistream-s2ds /var/log/scistream \
+            "$units/scistream.service.d" "$units/scistream-s2ds.service.d"
         for user in scistream scistream-s2ds; do
             if getent passwd "$user" >/dev/null && ! userdel "$user"; then say "user $user is kept, see above"; fi
         done
@@ -72,6 +85,7 @@ if [ "$uninstall" = yes ]; then
     exit
 fi
 
+if [ -n "$node" ] && [ ! -r "$node" ]; then fail "--node $node cannot be read; \`s2cs nodes add\` makes it on the gateway"; fi
 if [ -n "$links" ]; then
     [ -d "$links" ] || fail "--find-links $links is no directory; make wheelhouse fills one"
     links=$(CDPATH='' cd -- "$links" && pwd)
@@ -85,9 +99,13 @@ fi
 sum=$(cd "$tree" && find pyproject.toml constraints.txt README.md LICENSE scistream s2cs s2uc templates deploy -type f \
     ! -name '*.pyc' -exec sha256sum {} + | LC_ALL=C sort | sha256sum)
 release=$home/releases/$(echo "$sum" | cut -c 1-16)
+# Written when all is done, removed before anything is changed: a run that was interrupted is known by it.
+stamp=$home/in-force
 changed=no
+[ "$(cat "$stamp" 2>/dev/null || :)" = "$release" ] || changed=yes
 if [ "$(readlink "$home/current" || :)" != "$release" ] || [ ! -e "$release/installed" ]; then
-    rm -rf "$release"
+    changed=yes
+    rm -rf "$release" "$stamp"
     mkdir -p "$home/releases"
     trap 'rm -rf "$release"' EXIT
     trap 'exit 1' HUP INT TERM
@@ -95,10 +113,10 @@ if [ "$(readlink "$home/current" || :)" != "$release" ] || [ ! -e "$release/inst
     if ! "$deploy/make-venv.sh" "$release" 2>/dev/null; then
         say "installing a Python of 3.11 or newer"
         if command -v apt-get >/dev/null; then
-            apt-get -qq update </dev/null
-            DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends python3-venv </dev/null
+            apt-get -qq update </dev/null || :
+            DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends python3-venv </dev/null || :
         elif command -v dnf >/dev/null; then
-            dnf -q install -y python3.11 </dev/null
+            dnf -q install -y python3.11 </dev/null || :
         fi
         "$deploy/make-venv.sh" "$release"
     fi
@@ -114,30 +132,36 @@ if [ "$(readlink "$home/current" || :)" != "$release" ] || [ ! -e "$release/inst
     trap - EXIT HUP INT TERM
     ln -sfn "$release" "$home/current"
     ln -sfn current/bin "$home/bin"
-    changed=yes
 fi
 
 # put SOURCE TARGET: copy what is not there, or another one.
 put() {
     if ! cmp -s "$1" "$2"; then
+        rm -f "$stamp"
         install -D -m 0644 "$1" "$2"
         changed=yes
     fi
 }
-put "$deploy/systemd/scistream.service" "$units/scistream.service"
+for unit in scistream.service scistream-s2ds.service; do put "$deploy/systemd/$unit" "$units/$unit"; done
 put "$deploy/systemd/scistream.sysusers" /usr/local/lib/sysusers.d/scistream.conf
 for name in s2cs s2uc; do
     if [ ! -e "/usr/local/bin/$name" ]; then ln -s "$home/bin/$name" "/usr/local/bin/$name"; fi
 done
 if [ "$changed" = yes ]; then systemctl daemon-reload; fi
 
-SCISTREAM_CHANGED=$changed sh "$deploy/systemd/configure.sh" "$@"
+SCISTREAM_CHANGED=$changed SCISTREAM_NODE=$node sh "$deploy/systemd/configure.sh" "$@"
+
+echo "$release" >"$stamp"
 
 # The release before is kept for those who want it back; older ones go.
 if [ "$changed" = yes ]; then
     find "$home/releases" -mindepth 1 -maxdepth 1 ! -path "$release" -printf '%T@ %p\n' | sort -rn | tail -n +2 |
         cut -d ' ' -f 2- | xargs -r rm -rf
-    say "installed; settings are in $etc/s2cs.toml, the first user's token in $etc/token"
+    if [ -e "$etc/s2cs.toml" ]; then
+        say "installed; settings are in $etc/s2cs.toml, the first user's token in $etc/token"
+    else
+        say "installed; settings are in $etc/s2ds.toml"
+    fi
 else
     say "all is up to date"
 fi

@@ -14,6 +14,7 @@ from typing import Literal
 import click
 
 import scistream
+from s2cs import notify
 from s2cs.audit.acts import Recorded
 from s2cs.commands.audit import audit
 from s2cs.commands.common import CONTEXT, config_option, load, log_format_option, opened, verbose_option
@@ -190,6 +191,8 @@ def main() -> None:
     except ScistreamError as error:
         for line in str(error).splitlines():
             click.echo(f"s2cs: {line}", err=True)
+        if "NOTIFY_SOCKET" in os.environ:  # a service that does not come up: its status line says why
+            notify.tell(f"STATUS=s2cs: {'; '.join(str(error).splitlines())}")
         sys.exit(error.exit_status)
     except FileExistsError as error:
         click.echo(f"s2cs: {error.filename} is there already; name another file, or move it away", err=True)

@@ -46,7 +46,9 @@ mkdir -p "$root/usr/bin" "$home/deploy"
 ln -s /opt/scistream/bin/s2cs /opt/scistream/bin/s2uc "$root/usr/bin/"
 install -m 0755 "$deploy/systemd/configure.sh" "$deploy/systemd/remove.sh" "$home/deploy/"
 install -m 0644 "$deploy/systemd/privileged.conf" "$home/deploy/"
-install -D -m 0644 "$deploy/systemd/scistream.service" "$root/lib/systemd/system/scistream.service"
+for unit in scistream.service scistream-s2ds.service; do
+    install -D -m 0644 "$deploy/systemd/$unit" "$root/lib/systemd/system/$unit"
+done
 install -D -m 0644 "$deploy/systemd/scistream.sysusers" "$root/usr/lib/sysusers.d/scistream.conf"
 install -D -m 0644 "$tree/LICENSE" "$root/usr/share/doc/scistream/copyright"
 

@@ -1,11 +1,14 @@
 #!/bin/sh
-# End the service and what it has running, streams too: there will be nobody to end them later.
+# End the services and what they have running, streams too: there will be nobody to end them later.
 # setup.sh and the Debian package run it; a second time it changes nothing.
 set -eu
 
-systemctl disable --quiet --now scistream.service 2>/dev/null || :
-# Proxies that were left running (on_shutdown = "keep"), and those in units of their own.
-systemctl kill --signal=KILL scistream.service 2>/dev/null || :
+for unit in scistream.service scistream-s2ds.service; do
+    systemctl disable --quiet --now "$unit" 2>/dev/null || :
+    # Proxies that were left running (on_shutdown = "keep").
+    systemctl kill --signal=KILL "$unit" 2>/dev/null || :
+done
+# Those in units of their own.
 systemctl stop 'scistream-*.scope' 2>/dev/null || :
-rm -rf /run/scistream
-rm -f /var/lib/scistream/tunnels
+rm -rf /run/scistream /run/scistream-s2ds
+rm -f /var/lib/scistream/tunnels /var/lib/scistream-s2ds/tunnels
