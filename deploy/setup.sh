@@ -151,10 +151,9 @@ if [ "$changed" = yes ]; then systemctl daemon-reload; fi
 
 SCISTREAM_CHANGED=$changed SCISTREAM_NODE=$node sh "$deploy/systemd/configure.sh" "$@"
 
-echo "$release" >"$stamp"
-
 # The release before is kept for those who want it back; older ones go.
 if [ "$changed" = yes ]; then
+    echo "$release" >"$stamp"
     find "$home/releases" -mindepth 1 -maxdepth 1 ! -path "$release" -printf '%T@ %p\n' | sort -rn | tail -n +2 |
         cut -d ' ' -f 2- | xargs -r rm -rf
     if [ -e "$etc/s2cs.toml" ]; then

@@ -59,6 +59,13 @@ def test_install_upgrade_remove_and_purge(machine: Machine, packages: Packages) 
         stream.goes_on()
         stream.ends_whole()
         stream.release()
+    machine.run("systemctl", "stop", PRODUCER)
+    run = machine.run("dpkg", "-i", packages.second)
+    assert "scistream was stopped, and stays so" in run.stderr
+    assert machine.show(PRODUCER, "ActiveState") == "inactive"
+    machine.run("systemctl", "start", PRODUCER)
+    machine.run("dpkg", "-i", packages.second)
+    assert machine.show(PRODUCER, "ActiveState") == "active"
     with streaming(machine, "haproxy"):
         machine.run("dpkg", "-r", "scistream")
         assert processes(machine, PRODUCER) == set()
