@@ -55,7 +55,7 @@ def test_killed_anywhere_and_run_again_it_comes_to_its_end(machine: Machine) -> 
         f"/etc/systemd/system/multi-user.target.wants/{PRODUCER}",
     ):
         begin(machine, *LINKS)
-        wait_for(moment, lambda moment=moment: there(machine, moment), 60)
+        wait_for(moment, lambda moment=moment: there(machine, moment), 120)
         kill(machine)
     run = setup(machine, *LINKS)
     assert machine.show(PRODUCER, "ActiveState") == "active", run.stderr
@@ -86,7 +86,7 @@ def test_two_at_once_are_one(machine: Machine) -> None:
     assert (run.returncode, "another setup.sh is at work" in run.stderr) == (1, True), run.stderr
     run = setup(machine, "--uninstall", check=False)
     assert (run.returncode, "another setup.sh is at work" in run.stderr) == (1, True), run.stderr
-    wait_for("its end", lambda: machine.show(_RUN, "ActiveState") == "inactive", 60)
+    wait_for("its end", lambda: machine.show(_RUN, "ActiveState") == "inactive", 300)
     assert "all is up to date" in setup(machine, *LINKS).stderr
 
 
@@ -94,7 +94,7 @@ def test_two_at_once_are_one(machine: Machine) -> None:
 def test_an_interrupted_removal_is_done_by_the_next(machine: Machine, moment: str) -> None:
     setup(machine, *LINKS)
     begin(machine, "--uninstall", "--purge")
-    wait_for(f"no {moment}", lambda: not there(machine, moment), 60)
+    wait_for(f"no {moment}", lambda: not there(machine, moment), 120)
     kill(machine)
     setup(machine, "--uninstall", "--purge")
     for place in ("/opt", "/etc", "/var/lib", "/var/log"):
