@@ -99,6 +99,7 @@ def list_command(settings: Settings, names: tuple[str, ...], everything: bool) -
 def status_command(settings: Settings, uid: Uid) -> None:
     """Show one session, at both of its gateways. When one does not answer, show what the other says."""
     from s2uc import life  # noqa: PLC0415
+    from scistream.machine import State  # noqa: PLC0415
 
     asked = gateways_of(settings, uid)
     answers = perform(life.survey(uid, asked, settings.call_timeout()))
@@ -123,6 +124,10 @@ def status_command(settings: Settings, uid: Uid) -> None:
     heads = [SIDES[info.role] for _, info in found]
     lines = [f"session {uid} is {painted('/'.join(states), states[0])}", *facts(heads, sides(found), width())]
     settings.emit(answer, "\n".join(lines))
+    ended = [name for name, info in found if State(info.state).ended]
+    held = [name for name, _ in found if name not in ended]
+    if ended and held:
+        settings.say(f"it has ended at {ended[0]}; give back what {held[0]} holds: s2uc release {uid}")
     if failed:
         click.get_current_context().exit(failed[0].exit_status)
 

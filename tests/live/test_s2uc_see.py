@@ -288,6 +288,18 @@ def test_lines_of_several_sessions_live_through_a_restart(running: Facilities) -
         assert states == ["RESERVED", "ANNOUNCED", "STARTING", "ACTIVE", "CLOSING", "RELEASED"]
 
 
+def test_a_session_that_has_ended_at_one_gateway_alone(running: Facilities) -> None:
+    user = running.user
+    with echo() as producer, session(user, producer, "halved"):
+        assert "it has ended at" not in user.s2uc("status", "halved").stderr
+        kill = ("sessions", "kill", "halved", "--config", running.aps.config)
+        subprocess.run([sys.executable, "-m", "s2cs", *kill], check=True, capture_output=True)
+        told(user, "halved", lambda status: status["producer"]["state"] == "RELEASED")
+        said = user.s2uc("status", "halved")
+        assert "RELEASED/ACTIVE" in said.stdout
+        assert "it has ended at aps; give back what alcf holds: s2uc release halved" in said.stderr
+
+
 def test_logs_outlive_the_session_and_hold_no_secret(running: Facilities) -> None:
     user = running.user
     with echo() as producer, session(user, producer, "logged") as listeners:
