@@ -10,7 +10,7 @@ from pathlib import Path
 from s2cs.s2ds.backends.base import Backend
 from s2cs.s2ds.contract import Printed
 from s2cs.s2ds.meter import Ledger, Moved
-from scistream.vocabulary import Role, printable
+from scistream.vocabulary import Endpoint, Role, printable
 
 MOST_BYTES = 8 * 2**20  # of the disk, for one proxy's log
 KEPT_LINES, KEPT_WIDTH = 256, 400  # of what a tunnel's proxies printed, in memory
@@ -58,6 +58,13 @@ class SessionLog:
         self._backend = backend
         self._role = role
         self._ledger = ledger
+        self._refusers: set[Endpoint] = set()
+
+    def take_refusers(self) -> frozenset[Endpoint]:
+        """Give the applications that refused a datagram since this was asked last."""
+        found = frozenset(self._refusers)
+        self._refusers.clear()
+        return found
 
     def size(self) -> int:
         """How long the log is now."""
@@ -131,6 +138,9 @@ class SessionLog:
         kept = self._book.add(lines)
         if self._pass_on is not None:
             self._pass_on(kept)
+        if self._backend.refused_line is not None:
+            for match in self._backend.refused_line.finditer(lines):
+                self._refusers.add(Endpoint.parse(match["peer"].decode()))
         for match in self._backend.session_line.finditer(lines):
             self._ledger.tls = match["version"].decode(), match["cipher"].decode()
         for match in self._backend.closed_line.finditer(lines):

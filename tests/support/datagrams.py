@@ -11,14 +11,18 @@ from contextlib import contextmanager
 from scistream.vocabulary import Endpoint
 
 
+def _socket(host: str) -> socket.socket:
+    return socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+
+
 class UdpEcho:
     """A producer that sends each datagram back to where it came from, and keeps what it got."""
 
-    def __init__(self, port: int = 0) -> None:
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("127.0.0.1", port))
+    def __init__(self, port: int = 0, host: str = "127.0.0.1") -> None:
+        self._socket = _socket(host)
+        self._socket.bind((host, port))
         self._socket.settimeout(0.1)
-        self.endpoint = Endpoint("127.0.0.1", self._socket.getsockname()[1])
+        self.endpoint = Endpoint(host, self._socket.getsockname()[1])
         self.got: list[bytes] = []
         self.peers: set[tuple[str, int]] = set()
         self._ended = threading.Event()
@@ -43,9 +47,9 @@ class UdpEcho:
 
 
 @contextmanager
-def udp_echo(port: int = 0) -> Iterator[UdpEcho]:
+def udp_echo(port: int = 0, host: str = "127.0.0.1") -> Iterator[UdpEcho]:
     """Run an echoing producer."""
-    server = UdpEcho(port)
+    server = UdpEcho(port, host)
     try:
         yield server
     finally:
@@ -55,7 +59,7 @@ def udp_echo(port: int = 0) -> Iterator[UdpEcho]:
 @contextmanager
 def flow(to: Endpoint, source: str = "127.0.0.1") -> Iterator[socket.socket]:
     """Be a consumer: a socket that sends to one listener, and hears it alone."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+    with _socket(source) as made:
         made.bind((source, 0))
         made.connect((to.host, to.port))
         made.settimeout(0.5)

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from s2cs.policy.addresses import embedded, never, own_addresses, plain
 from s2cs.policy.decision import (
     Action,
+    Datagrams,
     Forward,
     Lease,
     Open,
+    Trust,
     Use,
     allowed_backends,
     decide,
@@ -28,7 +30,13 @@ from s2cs.policy.reach import Reach
 from s2cs.policy.resolver import Resolver
 from s2cs.policy.sessions import admit_targets, objection
 from s2cs.settings import Settings
-from scistream.errors import DeadlineExceeded, InvalidArgument, PermissionDenied, ResourceExhausted
+from scistream.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    PermissionDenied,
+    ResourceExhausted,
+)
 from scistream.machine import Owner, Request, Session, Waits, open_session
 from scistream.vocabulary import Endpoint, Rate, Role, Uid
 
@@ -344,3 +352,32 @@ async def test_names_that_nobody_answers_for_pile_no_threads_up() -> None:
 def test_what_is_used_up_is_no_question_of_right(used: Use, error: type[Exception]) -> None:
     with pytest.raises(error):
         decide(SETTINGS, CAROL, Open(1, Rate(1), used=used)).require()
+
+
+TRUSTING = {"policy": {"trusted_wan": ["198.51.100.0/24"], "rules": [{"groups": ["visitors"], "rate": "1Gb/s"}]}}
+AT_ONE_PORT = {**TRUSTING, "network": {"wan_port": 5}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "user", "action", "error", "rule"),
+    [
+        ({}, ALICE, Datagrams(Role.CONS), PermissionDenied, "[policy] trusted_wan"),
+        (AT_ONE_PORT, ALICE, Datagrams(Role.PROD), FailedPrecondition, "[network] wan_port"),
+        (AT_ONE_PORT, ALICE, Datagrams(Role.CONS), None, "[policy] trusted_wan"),
+        (TRUSTING, CAROL, Datagrams(Role.CONS), PermissionDenied, "[[policy.rules]] 1 rate"),
+        (TRUSTING, ALICE, Datagrams(Role.CONS, Rate(1)), InvalidArgument, "built in"),
+        (TRUSTING, ALICE, Trust(ipaddress.ip_address("198.51.100.255")), None, "[policy] trusted_wan"),
+        (TRUSTING, ALICE, Trust(ipaddress.ip_address("198.51.101.0")), PermissionDenied, "[policy] trusted_wan"),
+        (TRUSTING, ALICE, Trust(ipaddress.ip_address("2001:db8::1")), PermissionDenied, "[policy] trusted_wan"),
+    ],
+)
+def test_udp_goes_where_that_is_trusted(
+    settings: dict[str, Any], user: Owner, action: Action, error: type[Exception] | None, rule: str
+) -> None:
+    found = decide(Settings.model_validate(settings), user, action)
+    assert (found.allowed, None if found.allowed else found.error, str(found.rule)) == (error is None, error, rule)
+
+
+def test_a_trusted_network_has_no_ports() -> None:
+    with pytest.raises(ValueError, match="whole hosts are meant here"):
+        Settings.model_validate({"policy": {"trusted_wan": ["198.51.100.0/24:5000"]}})

@@ -180,6 +180,8 @@ class Backend(ABC):
     # What it logs of a connection that has ended, with the bytes of the applications: groups `up` (towards the
     # producer) and `down`, or `to_plain` and `to_tls`.
     closed_line: ClassVar[re.Pattern[bytes]]
+    # What it logs when an application refuses a datagram: group `peer`, as HOST:PORT.
+    refused_line: ClassVar[re.Pattern[bytes] | None] = None
 
     @property
     def config(self) -> str:

@@ -31,6 +31,9 @@ class Nginx(Backend):
     reload = Reload.SIGNAL
     refusal = re.compile(r"\[emerg\]")
     closed_line = re.compile(rb" session \S+ 200 .* sent=(?P<down>\d+) received=(?P<up>\d+) ")
+    refused_line = re.compile(
+        rb'recv\(\) failed \(111: [^)]*\) while [^"]*, udp client: [^"]*, upstream: "(?P<peer>[^"]+)"'
+    )
     session_line = re.compile(rb" session \S+ \S+ (?P<version>TLS\S+) (?P<cipher>\S+) ")
 
     def inspect(self, program: Path) -> Found:
