@@ -38,6 +38,7 @@ gateways = [\"\"\"
 lan = "{lan}"  # applications connect here, and are reached from here
 wan = "{wan}"  # other facilities' gateways connect here
 ports = "{ports}"  # listeners are reserved in this range; open it in the firewall on the WAN side
+wan_port = {wan_port}  # one for all sessions that come in here, as at the gateway; 0: ports of their own
 
 [s2ds]
 backend = "{backend}"
@@ -100,6 +101,7 @@ def add(file: Path, name: str, at: str, lan: str, wan: str, ports: str, rate: st
             lan=lan,
             wan=wan,
             ports=range_,
+            wan_port=settings.network.wan_port,
             backend=settings.s2ds.backend,
         )
         write_whole(bundle, text.encode(), 0o600)

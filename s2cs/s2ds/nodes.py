@@ -151,7 +151,7 @@ class Nodes:
             except _TRY_ELSEWHERE as error:
                 self._leave_home(spec.id)
                 fault = error
-                log.warning("a session of %s does not go to node %s: %s", spec.uid, name, error)
+                log.warning("a session of %s does not go to node %s: %s", spec.uid, name, str(error))
                 if isinstance(error, Unavailable):  # the answer was lost, perhaps
                     self._spawn(self._clear_away(name, spec.id))
             except BaseException:

@@ -53,13 +53,13 @@ def place(spec: TunnelSpec, nodes: Iterable[Candidate]) -> list[str]:
         FailedPrecondition: none of those in touch can do it.
         Unavailable: none is in touch.
     """
-    candidates = list(nodes)
+    candidates = sorted(nodes, key=lambda n: (bool(n.lost), n.drained, -n.free_rate, n.reserved, -n.free_ports, n.name))
     _known(spec.backend, candidates)
     refusals = {node.name: _refusal(spec, node) for node in candidates}
-    able = [node for node in candidates if refusals[node.name] is None]
+    able = [node.name for node in candidates if refusals[node.name] is None]
     if not able:
         raise _worst([refusal for refusal in refusals.values() if refusal is not None])
-    return [n.name for n in sorted(able, key=lambda n: (-n.free_rate, n.reserved, -n.free_ports, n.name))]
+    return able
 
 
 def _known(backend: str, candidates: list[Candidate]) -> None:
@@ -87,7 +87,7 @@ def _refusal(spec: TunnelSpec, node: Candidate) -> ScistreamError | None:
 
 
 def _worst(refusals: list[ScistreamError]) -> ScistreamError:
-    """Say all of it, as what says most: that there would be room at another time."""
+    """Say all of it, the best node first, as what says most: that there would be room at another time."""
     kinds: tuple[Callable[[str], ScistreamError], ...] = (ResourceExhausted, FailedPrecondition, Unavailable)
     kind = next(kind for kind in kinds if any(type(refusal) is kind for refusal in refusals))
     return kind(f"no gateway node can take the session: {'; '.join(map(str, refusals))}")

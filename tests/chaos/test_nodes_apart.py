@@ -145,6 +145,9 @@ def outlives(name: str, node: NodeProcess, gateway: GatewayProcess, producer: An
         elsewhere = open_pair(producer, session.consumer, session_targets(producer, session))
         assert info(producer, elsewhere).node != name
         elsewhere.release()
+        gateway.stop(signal.SIGKILL)  # while the node cannot be reached
+        gateway.start()
+        assert info(producer, session).state == "RECOVERING"
         ip("-n", f"{prefix}-{name}", "link", "set", "lan0", "up")
         begin = time.monotonic()
         becomes(producer, session, lambda found: found.state == "ACTIVE")

@@ -28,7 +28,7 @@ from scistream.wire import grpc
 from tests.support.nodes import NodeProcess, gateway_settings, link_to, made
 from tests.support.nodes import node as node_process
 from tests.support.ports import ports
-from tests.support.tunnels import Session, answering, application, calling, flavour, processes_in
+from tests.support.tunnels import Session, answering, application, calling, flavour, own_sockets, processes_in
 
 NOBODY = Endpoint("127.0.0.1", 9)
 
@@ -218,6 +218,63 @@ async def test_only_the_gateway_is_let_in_and_only_the_node_is_believed(node: No
     async with grpc.aio.secure_channel(str(node.link.address), names, options=options) as channel:
         with pytest.raises(grpc.aio.AioRpcError):  # none at all
             await DataServerStub(channel).Describe(pb.DescribeRequest(), timeout=5)
+
+
+async def test_what_strangers_send_is_refused_and_forgotten(node: NodeProcess) -> None:
+    chance = random.Random(0)
+    greetings = (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff", b"")
+    before = own_sockets(node.pid)
+    held = []
+    for number in range(40):
+        stranger = socket.create_connection((node.link.address.host, node.link.address.port), 5)
+        with suppress(OSError):
+            stranger.sendall(greetings[number % 4] + chance.randbytes(chance.randrange(2000)))
+        held.append(stranger)
+    assert (await describe(node.link)).name == "n1"  # however many hang there
+    for stranger in held:
+        stranger.close()
+    for _ in range(100):
+        if own_sockets(node.pid) <= before:
+            break
+        await asyncio.sleep(0.1)
+    assert own_sockets(node.pid) <= before
+
+
+@pytest.mark.soak
+async def test_a_node_killed_again_and_again_in_the_middle_loses_and_leaves_nothing(node: NodeProcess) -> None:
+    chance = random.Random(0)
+    async with opened(node.link) as server, application(answering(b"app")) as target:
+        free = server.free_ports(Role.PROD)
+        begun: list[str] = []
+        ended: list[str] = []
+
+        async def life() -> None:
+            session = Session()
+            spec = session.spec(Role.PROD, 2)
+            begun.append(spec.id)
+            with suppress(Unavailable):  # it takes long to come back
+                reserved = await server.reserve(spec)
+                await server.start(spec.id, session.bridge(reserved, Role.PROD, target))
+                async with calling(reserved.listeners[0], session) as caller:
+                    assert await caller.ask(b"1") == b"app 1"
+                await server.stop(spec.id)
+                ended.append(spec.id)
+
+        for _ in range(15):
+            lives = [asyncio.create_task(life()) for _ in range(3)]
+            await asyncio.sleep(chance.random() * 0.5)
+            node.stop(signal.SIGKILL)
+            await asyncio.to_thread(node.start)
+            await asyncio.gather(*lives)  # each as if nothing had happened, or told
+        while server.lost:
+            await asyncio.sleep(0.1)
+        for id in set(begun) - set(ended):
+            await server.stop(id)
+        assert ended
+        assert await server.list() == ()
+        assert server.free_ports(Role.PROD) == free
+        assert processes_in(node.tunnels) == []
+        assert [path for path in node.tunnels.rglob("*") if path.name != "lock"] == []
 
 
 def test_the_port_speaks_tls_1_3_only(node: NodeProcess) -> None:

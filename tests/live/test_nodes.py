@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from s2cs.s2ds.backends import BACKENDS
 from scistream.proto import scistream_pb2 as pb
 from scistream.vocabulary import Endpoint
 from scistream.wire import grpc
@@ -39,6 +41,7 @@ class Site:
 
     gateway: GatewayProcess
     nodes: dict[str, NodeProcess]
+    other: GatewayProcess
     producer: Client
     consumer: Client
     metrics: Endpoint
@@ -87,7 +90,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         first.stop()
         first.start()
         clients = [stack.enter_context(each.client()) for each in (first, other)]
-        running = Site(first, nodes, clients[0], clients[1], metrics)
+        running = Site(first, nodes, other, clients[0], clients[1], metrics)
         yield running
         assert running.leftovers() == []
 
@@ -245,6 +248,49 @@ def test_what_a_node_lost_fails_with_the_reason_and_what_it_has_too_much_is_stop
         info = site.becomes(session.uid, lambda info: info.state == "FAILED")
         assert "does not have it" in info.reason
         session.consumer.release(pb.Release(uid=session.uid))  # type: ignore[attr-defined]
+
+
+def test_a_session_on_a_node_is_seen_and_verified_as_one_of_this_host_is(site: Site) -> None:
+    with echo() as application:
+        session, node = opened(site, application.endpoint)
+        with session.connect() as stream:
+            exchange(stream, DATA)
+        verified = site.producer.verify(pb.VerifyRequest(uid=session.uid))  # type: ignore[operator]
+        assert {leg.kind for leg in verified.legs} == {"listener", "application"}
+        assert not any(leg.fault for leg in verified.legs)
+        assert verified.certificate
+        info = site.becomes(session.uid, lambda info: info.traffic.connections_total == 1)
+        assert (info.traffic.bytes_from_producer, info.traffic.bytes_from_consumer) == (len(DATA), len(DATA))
+        assert info.backend_version
+        first = next(site.producer.watch(pb.WatchRequest(uid=session.uid)))  # type: ignore[operator]
+        assert (first.session.state, first.session.node) == ("ACTIVE", node)
+        assert site.producer.logs(pb.LogsRequest(uid=session.uid, lines=5)).uid == session.uid  # type: ignore[operator]
+        session.release()
+
+
+def test_old_clients_are_served_on_a_node(site: Site) -> None:
+    if reason := BACKENDS["stunnel"].find(None).reason:
+        pytest.skip(reason)
+    for each in (site.gateway, site.other):
+        each.configure("[compat]\npsk = true\n")
+    with echo() as application:
+        lan: list[str] = []
+        wan: list[str] = []
+        for client, role, onward in (
+            (site.producer, "PROD", [str(application.endpoint)]),
+            (site.consumer, "CONS", wan),
+        ):
+            answer: Any = client.req(pb.Request(uid="old", role=role, num_conn=1, immediate=True, backend="stunnel"))  # type: ignore[operator]
+            client.hello(pb.Hello(uid="old", role=role, prod_listeners=onward))  # type: ignore[operator]
+            client.update(pb.UpdateTargets(uid="old", role=role, remote_listeners=onward))  # type: ignore[operator]
+            (wan if role == "PROD" else lan).extend(answer.listeners)
+        assert site.info("old").node in site.nodes
+        to = Endpoint.parse(lan[0])
+        with socket.create_connection((to.host, to.port), 30) as stream:
+            exchange(stream, DATA)
+        for client in (site.producer, site.consumer):
+            client.release(pb.Release(uid="old"))  # type: ignore[operator]
+    assert site.leftovers() == []
 
 
 def test_a_drained_node_takes_no_new_sessions(site: Site) -> None:

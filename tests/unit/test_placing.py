@@ -45,6 +45,12 @@ def test_the_best_comes_first(nodes: list[Candidate], best: list[str]) -> None:
         (spec(11), [node("a")], ResourceExhausted, "node a has 10 free ports"),
         (spec(rate=50), [node("a", capacity=100, reserved=60)], ResourceExhausted, "node a has 320 b/s left"),
         (spec(rate=50), [node("a", capacity=100, reserved=100)], ResourceExhausted, "nothing left of its rate"),
+        (
+            spec(rate=50),
+            [node("a", capacity=60, reserved=40), node("b", capacity=60, reserved=20), node("c", drained=True)],
+            ResourceExhausted,
+            "session: node b has 320 b/s left .*; node a has 160 b/s left .*; node c is being drained",
+        ),
         (spec(), [node("a", drained=True), node("b", lost="b is lost")], ResourceExhausted, "drained; b is lost"),
         (spec(), [node("a", lost="a is lost")], Unavailable, "no gateway node can take the session: a is lost"),
         (spec(backend="haproxy"), [node("a")], FailedPrecondition, "node a: haproxy is not installed"),
