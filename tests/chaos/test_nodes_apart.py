@@ -27,7 +27,11 @@ HOSTS = {"gw": "10.77.0.5", "other": "10.77.0.6", "app": "10.77.0.9"}
 NODES = {"n1": "10.77.0.11", "n2": "10.77.0.12", "n3": "10.77.0.13"}
 DATA = os.urandom(2_000_000)
 
-pytestmark = [pytest.mark.soak, pytest.mark.skipif(os.geteuid() != 0, reason="only root makes network namespaces")]
+pytestmark = [
+    pytest.mark.soak,
+    pytest.mark.timeout(400),
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root makes network namespaces"),
+]
 
 
 def ip(*words: str) -> str:

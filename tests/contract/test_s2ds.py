@@ -138,6 +138,7 @@ PLACES = [
     *DOCKER,
     "remote/nginx",
     *(pytest.param(f"remote/{name}", marks=pytest.mark.soak) for name in FLAVOURS if name != "nginx"),
+    pytest.param("remote/one-port/nginx", marks=pytest.mark.soak),
     *(pytest.param(f"nodes/{name}", marks=pytest.mark.soak) for name in ("nginx", "haproxy")),
 ]
 
@@ -187,7 +188,8 @@ def on_a_node(process: NodeProcess, kind: Flavour, directory: Path) -> Iterator[
             made.directories, made.ports = (other.tunnels,), other.ports
             return remote(other.link)
 
-        made = Node(kind.backend, process.tunnels, process.ports, open_server, holders=(process.pid,))
+        wan_port = kind.wan_port(process.ports)
+        made = Node(kind.backend, process.tunnels, process.ports, open_server, wan_port, holders=(process.pid,))
         yield made
         assert made.leftovers() == []
 

@@ -126,11 +126,13 @@ def link_to(settings: Path, name: str) -> Link:
 def node(
     directory: Path, ports: PortRange, kind: Flavour, name: str = "n1", port: int = 0, **changes: object
 ) -> Iterator[NodeProcess]:
-    """Run a node on loopback; its control port is the one after its sessions' ports, if it is not said."""
-    address = Endpoint("127.0.0.1", port or ports.last + 1)
+    """Run a node on loopback; its control port is the one after its sessions' and its WAN port, if it is not said."""
+    wan_port = kind.wan_port(ports)
+    address = Endpoint("127.0.0.1", port or ports.last + (2 if wan_port else 1))
     running = made(gateway_settings(directory / "gateway"), name, address, ports, directory / name)
     programs = {name: str(path) for name, path in kind.programs.items()}
     text = running.bundle.read_text().replace('backend = "auto"', f'backend = "{kind.backend}"')
+    text = text.replace("wan_port = 0", f"wan_port = {wan_port}")
     running.bundle.write_text(text + "".join(f'programs.{name} = "{path}"\n' for name, path in programs.items()))
     assert load_node(running.bundle).s2ds.backend == kind.backend
     running.changes = {"grace_s": 0.5, "backoff_s": 0.2, **changes}
