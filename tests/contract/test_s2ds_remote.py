@@ -22,7 +22,7 @@ from s2cs.s2ds.remote import s2ds_pb2 as pb
 from s2cs.s2ds.remote.client import RemoteDataServer
 from s2cs.s2ds.remote.link import Link, describe
 from s2cs.s2ds.remote.s2ds_pb2_grpc import DataServerStub
-from scistream.errors import FailedPrecondition, Unavailable
+from scistream.errors import FailedPrecondition, ScistreamError, TryAgain, Unavailable
 from scistream.vocabulary import Endpoint, Role
 from scistream.wire import grpc
 from tests.support.nodes import NodeProcess, gateway_settings, link_to, made
@@ -46,7 +46,7 @@ async def opened(link: Link) -> AsyncIterator[RemoteDataServer]:
     try:
         yield server
     finally:
-        with suppress(Unavailable):
+        with suppress(ScistreamError):
             await server.close()
 
 
@@ -315,3 +315,34 @@ async def test_the_tunnels_key_stays_on_the_node(node: NodeProcess) -> None:
 )
 def test_messages_have_all_that_the_contract_has(kind: type, message: Any) -> None:
     assert {each.name for each in fields(kind)} == {field.name for field in message.DESCRIPTOR.fields}
+
+
+async def test_a_node_obeys_the_s2cs_that_began_to_lead_last(tmp_path: Path) -> None:
+    """Also after a restart of the node; one that leads no longer may look, and one that knows it does not ask."""
+
+    def nobody() -> int:
+        raise TryAgain("this S2CS does not lead any more; ask again")
+
+    with ports(4) as range_, node_process(tmp_path, range_, flavour("nginx")) as running:
+        async with opened(replace(running.link, term=lambda: 7)) as old:
+            await old.reserve(Session().spec(Role.PROD, id="a"))
+            async with opened(replace(running.link, term=lambda: 9)) as new:
+                with pytest.raises(FailedPrecondition, match=r"obeys an S2CS of term 9, and this one's is 7"):
+                    await old.stop("a")
+                assert [status.id for status in await old.list()] == ["a"]
+                await new.stop("a")
+        await asyncio.to_thread(running.stop)
+        await asyncio.to_thread(running.start)
+        for term, kind, words in (
+            (lambda: 8, FailedPrecondition, "obeys an S2CS of term 9"),
+            (None, FailedPrecondition, "this one's is 0"),
+            (nobody, TryAgain, "does not lead"),
+        ):
+            server = RemoteDataServer(replace(running.link, term=term))
+            server.lost, server._stub = "", DataServerStub(channel := running.link.channel())
+            with pytest.raises(kind, match=words):
+                await server.reserve(Session().spec(Role.PROD))
+            await channel.close()
+        async with opened(replace(running.link, term=lambda: 9)) as new:
+            await new.reserve(Session().spec(Role.PROD))
+        assert processes_in(running.tunnels) == []
