@@ -91,7 +91,7 @@ class Leadership:
             before = self.term
             try:
                 self._keep()
-                if self._lease and not self.term and self._store.mirror.get(LEADER) is None:
+                if self._lease and not self.term:
                     self._win()
             except ScistreamError as error:
                 log.debug("%s", error)
@@ -130,8 +130,11 @@ class Leadership:
 
     def _win(self) -> None:
         """Make the leader's key, if nobody has it."""
-        key = self._store.mirror.prefix + LEADER
-        term = self._etcd.change([made_at(key, 0)], [put(key, self._words(), self._lease)])
+        key, words = self._store.mirror.prefix + LEADER, self._words(lease=f"{self._lease}")
+        if (leader := self._store.mirror.get(LEADER)) is None:
+            term = self._etcd.change([made_at(key, 0)], [put(key, words, self._lease)])
+        else:  # it may be this one's, when etcd's answer was lost
+            term = leader.created if leader.value == words else 0
         if term:
             log.info("this S2CS leads now, in term %d", term)
             self.term = term

@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from math import inf
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 
@@ -409,6 +410,33 @@ class TestEtcd:
         assert [each.reason for each in new.sessions()] == [session().reason]
         old.close()
         new.close()
+
+    def test_a_lead_that_is_won_unheard_is_known(self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Etcd made the leader's key, and its answer is lost: whoever has the key leads, and nobody waits for ever."""
+        from s2cs.replicas.etcd import Etcd
+        from s2cs.replicas.leadership import Leadership
+        from s2cs.replicas.store import LEADER, EtcdStore
+
+        settings = cluster.settings(prefix=f"scistream/{uuid.uuid4()}")
+        store, change = EtcdStore(settings), Etcd.change
+        lost: list[int] = []
+
+        def unheard(etcd: Etcd, compare: Iterable[dict[str, Any]], writes: Iterable[dict[str, Any]]) -> int:
+            compare = list(compare)
+            revision = change(etcd, compare, writes)
+            if compare and not lost:
+                lost.append(revision)
+                raise TryAgain("the answer is lost")
+            return revision
+
+        monkeypatch.setattr(Etcd, "change", unheard)
+        leadership = Leadership(settings, store, {}, lambda: None)
+        leadership.start()
+        soon(lambda: leadership.leads)
+        assert leadership.term in lost
+        leadership.stop()
+        soon(lambda: store.mirror.get(LEADER) is None)
+        store.close()
 
     def test_a_store_that_is_away_is_told_at_once_and_is_back_by_itself(self, tmp_path: Path) -> None:
         from s2cs.replicas.store import EtcdStore
