@@ -413,6 +413,41 @@ def test_a_gateway_node_is_lost_and_back(site: Site) -> None:
 
 
 @inside
+def test_the_one_that_leads_is_cut_off_from_etcd_alone(site: Site) -> None:
+    """It reaches users and nodes, and must neither decide nor order any more when another one leads."""
+    held = site.held()
+    with echo(HOSTS["app"]) as application:
+        leader = site.leader()
+        other = site.other(leader)
+        session = open_pair(site.clients[other], site.consumer, [str(application.endpoint)])
+        routes = [f"{HOSTS[name]}/32" for name in ("e1", "e2", "e3")]
+        host = f"{os.environ[_INSIDE]}-{leader}"
+        try:
+            with session.connect() as stream:
+                for route in routes:
+                    ip("-n", host, "route", "add", "blackhole", route)
+                begin = time.monotonic()
+                more = tried(lambda: open_pair(site.clients[other], site.consumer, [str(application.endpoint)]))
+                print(f"seen: cut off from etcd: the other one opens a session after {time.monotonic() - begin:.1f} s")
+                soon(lambda: "leads no longer" in site.replicas[leader].log.rpartition("leads now")[2])
+                with pytest.raises(grpc.RpcError) as caught:
+                    site.clients[leader].list(pb.ListRequest(), timeout=20)  # type: ignore[operator]
+                assert caught.value.code() in GONE
+                say(stream, b"on it goes")
+                for route in routes:
+                    ip("-n", host, "route", "delete", "blackhole", route)
+                assert tried(lambda: site.info(leader, more.uid)).state == "ACTIVE"
+                exchange(stream, DATA)
+        finally:
+            for route in routes:
+                subprocess.run(
+                    ["ip", "-n", host, "route", "delete", "blackhole", route], check=False, capture_output=True
+                )
+        release(site, session, more)
+    assert site.held() == held
+
+
+@inside
 def test_what_operators_do(site: Site) -> None:
     leader = site.leader()
     other = site.other(leader)
