@@ -1,4 +1,7 @@
-"""Flows of UDP whose application was not there, ended so that the next datagram opens them anew.
+"""Flows of UDP, as Nginx opens them: with room for more than a few datagrams, and ended where they are of no use.
+
+Nginx has no setting for what may wait in a socket that it opens, and 208 kB, which most kernels give, are three
+datagrams of 60,000 bytes.
 
 An application that does not listen is told of by ICMP. Nginx 1.22 (1.31 does not) never reads from a flow again that it
 was told so of, though it goes on sending: an application that comes back then hears, and is not heard, for as long as
@@ -17,6 +20,7 @@ from collections.abc import Iterable, Set
 
 from s2cs.s2ds import procfs
 from s2cs.s2ds.pacing import copied
+from s2cs.s2ds.ports import DATAGRAMS
 from s2cs.s2ds.proxy import Proxy
 from scistream.vocabulary import Endpoint
 
@@ -24,38 +28,47 @@ log = logging.getLogger(__name__)
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _NOWHERE = struct.pack("=H14x", socket.AF_UNSPEC)
-_LOOK_S = 1.0
+_LOOK_S = 0.25
 
 
-async def reopen_refused(proxy: Proxy) -> None:
-    """End the flows of a proxy to applications that refused a datagram, within a second, until the proxy ends."""
+async def tend_flows(proxy: Proxy) -> None:
+    """Give a proxy's flows room, and end those to applications that refused a datagram, until the proxy ends."""
     process = proxy.process
+    known: frozenset[int] = frozenset()
     while not process.ended:
         await process.wait(_LOOK_S)
         proxy.log.read()
-        if refusers := proxy.log.take_refusers():
-            end_flows((process.pid, *procfs.children(process.pid)), refusers)
+        known = _tend((process.pid, *procfs.children(process.pid)), known, proxy.log.take_refusers())
 
 
-def end_flows(pids: Iterable[int], peers: Set[Endpoint]) -> None:
-    """Take their peer from the UDP sockets of processes that have one of these.
+def _tend(pids: Iterable[int], known: Set[int], refusers: Set[Endpoint]) -> frozenset[int]:
+    """Look at the sockets of processes that are not known yet, and of refusers at all; give the inodes of all.
 
     The kernel's rule for that is the one of tracing, as for taking listeners back.
     """
+    found: set[int] = set()
     for pid in pids:
+        sockets = procfs.descriptors(pid)
+        found |= sockets.keys()
+        if not refusers and sockets.keys() <= known:
+            continue
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:
             continue  # it has ended
         try:
-            for fd in procfs.descriptors(pid).values():
-                if (found := copied(pidfd, fd)) is None:
+            for inode, fd in sockets.items():
+                if (inode in known and not refusers) or (copy := copied(pidfd, fd)) is None:
                     continue
-                with found:
-                    if found.type == socket.SOCK_DGRAM and _peer(found) in peers:
-                        _LIBC.connect(found.fileno(), _NOWHERE, len(_NOWHERE))
+                with copy:
+                    if copy.type != socket.SOCK_DGRAM or (peer := _peer(copy)) is None:
+                        continue
+                    copy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, DATAGRAMS)
+                    if peer in refusers:
+                        _LIBC.connect(copy.fileno(), _NOWHERE, len(_NOWHERE))
         finally:
             os.close(pidfd)
+    return frozenset(found)
 
 
 def _peer(found: socket.socket) -> Endpoint | None:

@@ -19,7 +19,8 @@ from scistream.vocabulary import Endpoint, PortRange, Transport
 
 _BACKLOG = 4096  # connections that wait while a proxy starts; the kernel caps it at net.core.somaxconn
 _KEEPALIVE = Keepalive()
-_DATAGRAMS = 8 * 2**20  # bytes of them that may wait; the kernel caps it at net.core.rmem_max
+DATAGRAMS = 8 * 2**20
+"""Bytes of datagrams that may wait in a socket; the kernel caps it at net.core.rmem_max."""
 
 
 class Listeners:
@@ -212,7 +213,7 @@ def _bind(interface: Interface, port: int, protocol: Transport) -> socket.socket
         ) from None
     try:
         if udp:  # never with SO_REUSEADDR: others could bind the port, too, and take the datagrams
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _DATAGRAMS)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, DATAGRAMS)
             bound.setblocking(False)
             take_only(bound, ())
             bound.bind((interface.bind, port))

@@ -28,7 +28,7 @@ from s2cs.s2ds.contract import (
     TunnelState,
     TunnelStatus,
 )
-from s2cs.s2ds.flows import reopen_refused
+from s2cs.s2ds.flows import tend_flows
 from s2cs.s2ds.logs import last_words
 from s2cs.s2ds.meter import Group, Ledger, Live, Look, Meter
 from s2cs.s2ds.pacing import pace_opened
@@ -335,7 +335,7 @@ class Tunnel:
         if self.spec.pace and not self.backend.paces:
             self._begin(pace_opened(proxy.process, self.spec.pace))
         if self.spec.protocol is Transport.UDP:
-            self._begin(reopen_refused(proxy))
+            self._begin(tend_flows(proxy))
 
     async def _watch(self, proxy: Proxy) -> None:
         """Wait for a proxy's end, and mend it unless it was drained."""

@@ -6,16 +6,18 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
-from s2cs.s2ds import senders
+from s2cs.s2ds import procfs, senders
 from s2cs.s2ds.contract import Bridge, Change, DataServer, Reservation, TrustedPeers, TunnelState
 from s2cs.s2ds.local import LocalDataServer
+from s2cs.s2ds.pacing import copied
+from s2cs.s2ds.ports import DATAGRAMS
 from s2cs.s2ds.remote.client import RemoteDataServer
 from scistream.errors import FailedPrecondition, InvalidArgument
 from scistream.vocabulary import Endpoint, PortRange, Role, Transport
@@ -140,6 +142,40 @@ async def test_a_flow_that_rests_is_counted(tmp_path: Path, range_: PortRange, p
                 assert (traffic.from_producer, traffic.from_consumer, traffic.total) == (5, 5, 1)
             assert await asked(short, b"again") == b"again"
         assert len(producer.peers) == 2
+
+
+def rooms(pids: Iterable[int]) -> list[int]:
+    """The receive buffers of processes' flows, in bytes."""
+    found = []
+    for pid in pids:
+        pidfd = os.pidfd_open(pid)
+        for fd in procfs.descriptors(pid).values():
+            copy = copied(pidfd, fd)
+            assert copy is not None
+            with copy, suppress(OSError):
+                if copy.type == socket.SOCK_DGRAM and copy.getpeername():
+                    found.append(copy.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
+        os.close(pidfd)
+    return found
+
+
+async def test_flows_get_room(tmp_path: Path, range_: PortRange, producer: UdpEcho) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        usual = probe.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, DATAGRAMS)
+        most = probe.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    assert most > usual
+    async with local(config(tmp_path, range_, flavour("nginx"))) as server:
+        _, consumer = await opened(server, producer.endpoint, Session())
+        with flow(consumer.listeners[0]) as far:
+            assert await asked(far, b"far") == b"far"
+            found: list[list[int]] = []
+            for _ in range(100):
+                found = [rooms(status.pids) for status in await server.list()]
+                if found == [[most], [most]]:
+                    break
+                await asyncio.sleep(0.1)
+            assert found == [[most], [most]]
 
 
 async def test_an_application_that_comes_late_is_heard(tmp_path: Path, range_: PortRange) -> None:
