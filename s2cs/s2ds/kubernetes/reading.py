@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from s2cs.s2ds.kubernetes.manifest import CERTIFICATE, PORT, SESSION, TUNNEL
+from s2cs.s2ds.kubernetes.manifest import CERTIFICATE, PORT, TUNNEL
 from scistream.errors import FailedPrecondition, ResourceExhausted, ScistreamError, Unavailable
 from scistream.vocabulary import printable
 
@@ -39,11 +39,6 @@ def host(pod: Pod) -> str:
 def tunnel(pod: Pod) -> str:
     """Name the tunnel that a pod is for; empty if it does not say."""
     return str(_annotations(pod).get(TUNNEL, ""))
-
-
-def session(pod: Pod) -> str:
-    """Name the session that a pod is for."""
-    return str(_annotations(pod).get(SESSION, ""))
 
 
 def certificate(pod: Pod) -> bytes:
