@@ -294,6 +294,7 @@ def test_a_good_gateway_is_found_good(pair: tuple[Gateway, Gateway]) -> None:
 
 
 def test_s2cs_in_the_cluster_can_lose_its_pod(kube: Cluster, user: User, pair: tuple[Gateway, Gateway]) -> None:
+    """Set it up as docs/operator/kubernetes.md says, on a copy of the base with settings and a volume for here."""
     before = kube.everything()
     base = user.directory / "overlay"
     certs = pair[0].directory / "certs"
