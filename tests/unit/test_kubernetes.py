@@ -133,6 +133,15 @@ def test_why_a_pod_does_not_run(found: Any, kind: type[ScistreamError], said: st
     assert said in str(fault)
 
 
+def test_a_control_port_that_other_pods_have_is_told_from_want_of_room() -> None:
+    found = pod(conditions=[{"type": "PodScheduled", "reason": "Unschedulable", "message": "1 had no free ports"}])
+    found["spec"].pop("nodeName")
+    assert reading.port_taken(found)
+    found["status"]["conditions"][0]["message"] = "1 Insufficient cpu"
+    assert not reading.port_taken(found)
+    assert "1 Insufficient cpu" in str(reading.no_room(reading.unplaced(found)))
+
+
 def test_a_pod_that_may_yet_run_has_no_fault() -> None:
     assert reading.fault(pod()) is None
     assert reading.fault(state(waiting={"reason": "ContainerCreating"})) is None

@@ -291,8 +291,18 @@ class Cluster:
     async def _placed(self, name: str, deadline: float) -> None:
         """Wait until the scheduler has found a node."""
         room = min(_ROOM_S, deadline - time.monotonic())
-        if not await self._pods.until(name, lambda pod: pod is None or bool(reading.node(pod)), room):
-            pod = self._present(name)
+
+        def settled(pod: Pod | None) -> bool:
+            return pod is None or bool(reading.node(pod)) or reading.port_taken(pod)
+
+        came = await self._pods.until(name, settled, room)
+        pod = self._present(name)
+        if reading.port_taken(pod):
+            raise reading.PortTaken(
+                f"control port {reading.port(pod)} is taken on each node that could take the session; "
+                "try again, or widen [kubernetes] control_ports"
+            )
+        if not came:
             if why := reading.unplaced(pod):
                 raise reading.no_room(why)
             raise Unavailable(f"the cluster's scheduler has not looked at pod {name} within {room:.0f} s; is it up?")

@@ -79,6 +79,11 @@ def unplaced(pod: Pod) -> str:
     return ""
 
 
+def port_taken(pod: Pod) -> bool:
+    """Tell whether the scheduler finds no node because other pods have this one's control port there."""
+    return not node(pod) and "free ports" in unplaced(pod)
+
+
 def fault(pod: Pod) -> ScistreamError | None:
     """Say why a pod on a node will not run as it is; None if it may yet."""
     if ended := over(pod):
