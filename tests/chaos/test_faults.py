@@ -210,7 +210,7 @@ def test_a_clock_that_jumps_a_day(tmp_path: Path, jump: float) -> None:
     with (
         echo() as app,
         gateway(tmp_path / "c") as consumer,
-        gateway(tmp_path / "p", **environ) as producer,
+        gateway(tmp_path / "p", wrapper=("env",), **environ) as producer,
         producer.client() as p,
         consumer.client() as c,
     ):

@@ -19,7 +19,7 @@ from scistream.proto import scistream_pb2 as pb
 from scistream.proto.scistream_pb2_grpc import ControlStub
 from scistream.wire import grpc
 from tests.support.ports import BLOCK, port_block
-from tests.support.programs import run
+from tests.support.programs import Started, run
 
 _TIDY = {"SCISTREAM_SERVER__ON_SHUTDOWN": "release"}  # a test that ends leaves nothing running
 _S2CS = [sys.executable, "-m", "s2cs"]
@@ -34,7 +34,7 @@ class GatewayProcess:
     first_port: int
     ports: int
     environ: dict[str, str]
-    process: subprocess.Popen[bytes] = field(init=False)
+    process: subprocess.Popen[bytes] | Started = field(init=False)
     wrapper: list[str] = field(default_factory=list)  # a command that runs another one
     _tunnels: Path = Path("/nonexistent")
 
@@ -124,9 +124,14 @@ class GatewayProcess:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        command = [*self.wrapper, *_S2CS, "serve", "--config", str(self.config)]
-        with (self.directory / "serve.log").open("ab") as log:
-            self.process = subprocess.Popen(command, stderr=log, env=os.environ | _TIDY | self.environ)
+        arguments = ["serve", "--config", str(self.config)]
+        environ = {**_TIDY, **self.environ}
+        with (self.directory / "serve.log").open("ab") as log, Path(os.devnull).open("r+b", buffering=0) as null:
+            if self.wrapper:
+                command = [*self.wrapper, *_S2CS, *arguments]
+                self.process = subprocess.Popen(command, stdin=null, stdout=null, stderr=log, env=os.environ | environ)
+            else:
+                self.process = Started(["s2cs", *arguments], environ, [null.fileno(), null.fileno(), log.fileno()])
         _wait_until_serving(self)
         assert self.tunnels.is_dir() or "SCISTREAM_SERVER__RUNTIME_DIR" in self.environ
 
@@ -157,7 +162,10 @@ class Client:
 def gateway(
     directory: Path, *options: str, blocks: int = 1, wrapper: tuple[str, ...] = (), **environ: str
 ) -> Iterator[GatewayProcess]:
-    """Run a gateway on loopback; options are those of `s2cs init`, environ overrides settings."""
+    """Run a gateway on loopback; options are those of `s2cs init`, environ overrides settings.
+
+    It is forked, as `programs` says, but for one with a wrapper, a command that runs another one.
+    """
     first = port_block(blocks)
     ports = ["--port", str(first), "--port-range", f"{first + 1}-{first + blocks * BLOCK - 1}", "--metrics-port", "0"]
     if wrapper:

@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import pkgutil
+import resource
 import runpy
 import selectors
 import signal
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
@@ -42,33 +44,66 @@ def run(program: str, *arguments: str | Path, stdin: str = "", timeout: float = 
     Raises:
         subprocess.TimeoutExpired: It was killed.
     """
-    command = [program, *map(str, arguments)]
-    order = json.dumps({"command": command, "directory": str(Path.cwd()), "environ": {**os.environ, **environ}})
-    files = [os.memfd_create(name) for name in ("order", "stdin", "stdout", "stderr")]
+    files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
     try:
-        for file, content in zip(files, (order, stdin), strict=False):
-            os.write(file, content.encode())
-            os.lseek(file, 0, os.SEEK_SET)
-        status = _ended(command, files, timeout)
-        out, err = (os.pread(file, 2**30, 0).decode() for file in files[2:])
+        os.write(files[0], stdin.encode())
+        os.lseek(files[0], 0, os.SEEK_SET)
+        started = Started([program, *map(str, arguments)], environ, files)
+        try:
+            status = started.wait(timeout)
+        except subprocess.TimeoutExpired:
+            started.send_signal(signal.SIGKILL)
+            raise
+        out, err = (os.pread(file, 2**30, 0).decode() for file in files[1:])
     finally:
         for file in files:
             os.close(file)
-    return subprocess.CompletedProcess(command, status, out, err)
+    return Finished(started.args, status, out, err)
 
 
-def _ended(command: list[str], files: list[int], timeout: float) -> int:
-    """Wait for the exit status."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as channel:
-        channel.settimeout(timeout)
-        channel.connect(_address())
-        socket.send_fds(channel, [b"run"], files)
-        pid = int(channel.recv(100))
-        try:
-            return int(channel.recv(100))
-        except TimeoutError:
-            os.kill(pid, signal.SIGKILL)
-            raise subprocess.TimeoutExpired(command, timeout) from None
+class Started:
+    """A program that runs, with what of `subprocess.Popen` tests need."""
+
+    def __init__(self, args: list[str], environ: Mapping[str, str], files: Sequence[int]) -> None:
+        """Start `python -m ARGS`, with environ on top of this process's and files as standard streams."""
+        early = [
+            name for name in environ if name.startswith(("PYTHON", "LD_")) and environ[name] != os.environ.get(name)
+        ]
+        assert not early, f"{early} have been read before the fork"
+        self.args = args
+        self.returncode: int | None = None
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        order = {"args": args, "directory": str(Path.cwd()), "environ": {**os.environ, **environ}, "limits": limits}
+        with os.fdopen(os.memfd_create("order"), "w+") as file:
+            json.dump(order, file)
+            file.flush()
+            file.seek(0)
+            self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._channel.connect(_address())
+            socket.send_fds(self._channel, [b"run"], [file.fileno(), *files])
+            self.pid = int(self._channel.recv(100))
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end; its exit status, or the signal that ended it as a negative number."""
+        if self.returncode is None:
+            self._channel.settimeout(timeout)
+            try:
+                self.returncode = int(self._channel.recv(100))
+            except (TimeoutError, BlockingIOError):
+                raise subprocess.TimeoutExpired(self.args, timeout or 0) from None
+            self._channel.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        """Say how it has ended, None while it runs."""
+        with suppress(subprocess.TimeoutExpired):
+            return self.wait(0)
+        return None
+
+    def send_signal(self, number: int) -> None:
+        """Signal it, if it runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
 
 @cache
@@ -148,11 +183,12 @@ def _become(files: list[int], as_imported: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(order["environ"] | as_imported)
     os.chdir(order["directory"])
+    resource.setrlimit(resource.RLIMIT_NOFILE, order["limits"])
     sys.path[0] = order["directory"]
-    sys.argv = order["command"]
+    sys.argv = order["args"]
     status: int | str | None = 1
     try:
-        runpy.run_module(order["command"][0], run_name="__main__", alter_sys=True)
+        runpy.run_module(order["args"][0], run_name="__main__", alter_sys=True)
         status = 0
     except SystemExit as error:
         status = error.code

@@ -162,6 +162,7 @@ def usable() -> list[str]:
     return [name for name, backend in BACKENDS.items() if not backend.find(None).reason]
 
 
+_AS_USUAL = ("env",)  # what is attacked is started as it is at a facility
 # What bounds the rate of attacks has tests of its own; here they come as fast as they can.
 _SETTINGS = {
     "SCISTREAM_LIMITS__CALL_RATE": "100000",
@@ -178,8 +179,8 @@ def siege(directory: Path) -> Iterator[Siege]:
     streams = {name: Stream() for name in names}
     with ExitStack() as stack:
         page, settings = with_page()
-        aps = stack.enter_context(gateway(directory / "aps", **_SETTINGS, **settings))
-        alcf = stack.enter_context(gateway(directory / "alcf", **_SETTINGS))
+        aps = stack.enter_context(gateway(directory / "aps", wrapper=_AS_USUAL, **_SETTINGS, **settings))
+        alcf = stack.enter_context(gateway(directory / "alcf", wrapper=_AS_USUAL, **_SETTINGS))
         alice = aps.add_user("alice"), alcf.add_user("alice")
         mallory = aps.add_user("mallory"), alcf.add_user("mallory")
         app = ProdApp(list(streams.values()))
