@@ -89,9 +89,11 @@ def reconciled(session: Session, tunnel: TunnelStatus | None) -> list[Event | Ef
         return [Effect.STOP] if tunnel is not None else []
     if session.state is State.CLOSING:
         return [Effect.STOP]
-    if session.state is State.REQUESTED or tunnel is None or tunnel.state is TunnelState.FATAL:
-        gone = tunnel.reason if tunnel else "its data server was gone when the control server started again"
+    gone = tunnel.reason if tunnel else ""
+    if session.state is State.REQUESTED:
         return [Broke(gone or "the control server was interrupted while it was being made")]
+    if tunnel is None or tunnel.state is TunnelState.FATAL:
+        return [Broke(gone or "its data server was gone when the control server started again")]
     if tunnel.state in (TunnelState.BACKOFF, TunnelState.LOST):
         return [Exited(tunnel.reason)]
     if tunnel.state is TunnelState.RUNNING:

@@ -93,7 +93,7 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
 
 def soon(condition: Callable[[], bool]) -> None:
     """See that something is so within a moment: others' changes have a way to go."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -23,6 +23,7 @@ from s2cs.s2ds.backends import BACKENDS
 from scistream.proto import scistream_pb2 as pb
 from scistream.vocabulary import Endpoint
 from scistream.wire import grpc
+from tests.support import programs
 from tests.support.gateways import Client, GatewayProcess, gateway
 from tests.support.nodes import NodeProcess, made
 from tests.support.pages import ROOT, blocks
@@ -47,9 +48,7 @@ class Site:
     metrics: Endpoint
 
     def s2cs(self, *words: str) -> subprocess.CompletedProcess[str]:
-        command = [*S2CS, *words, "--config", str(self.gateway.config)]
-        environ = os.environ | self.gateway.environ
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
+        return programs.run("s2cs", *words, "--config", self.gateway.config, **self.gateway.environ)
 
     def info(self, uid: str) -> Any:
         (found,) = self.producer.list(pb.ListRequest(uid=uid)).sessions  # type: ignore[operator]
@@ -135,7 +134,7 @@ def test_a_lost_node_is_noticed_avoided_and_reconciled_over_a_restart_of_s2cs(si
         lost = site.nodes[a]
         site.s2cs("nodes", "drain", b)
         released, killed, expiring = (
-            opened(site, application.endpoint, **more)[0] for more in ({}, {}, {"lease_s": 9})
+            opened(site, application.endpoint, **more)[0] for more in ({}, {}, {"lease_s": 20})
         )
         site.producer.req(pb.Request(uid="early", role="PROD", num_conn=1, immediate=True))  # type: ignore[operator]
         site.s2cs("nodes", "drain", b, "--off")
