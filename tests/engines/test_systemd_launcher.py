@@ -60,7 +60,8 @@ def pids(machine: Machine, unit: str) -> set[int]:
 
 def test_the_contract_of_data_servers(machine: Machine) -> None:
     """The suite that all data servers pass, in that machine."""
-    options = ["-q", "-p", "no:cacheprovider", "-m", "engines", "--rootdir", str(ROOT), "-c", f"{ROOT}/pyproject.toml"]
+    options = ["-q", "-p", "no:cacheprovider", "-m", "engines", "-k", "systemd", "--rootdir", str(ROOT)]
+    options += ["-c", f"{ROOT}/pyproject.toml"]
     suite = str(ROOT / "tests/contract/test_s2ds.py")
     run = machine.run(sys.executable, "-m", "pytest", *options, suite, check=False)
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
