@@ -12,6 +12,15 @@ for number in (signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
     signal.signal(number, signal.SIG_DFL)
 
 
+# A worker runs a module at a time: those that take a minute and more must not be what the others wait for at the end.
+_LONG = ("live/test_tunnel.py", "live/test_tunnel_refusals.py", "live/test_web.py", "live/test_readme.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long modules."""
+    items.sort(key=lambda item: not item.nodeid.split("::")[0].endswith(_LONG))
+
+
 @pytest.fixture(scope="session")
 def oidc() -> Iterator[Any]:
     """The shared `Provider`, with its settings as they are; a test that changes them runs its own."""

@@ -96,16 +96,22 @@ class Stream:
 
 @contextmanager
 def streaming(machine: Machine, backend: str) -> Iterator[Stream]:
-    """Open a session through both gateways, and send data through it."""
+    """Open a session through both gateways, and send data through it; a test that fails does not leave it open."""
     port = next(_app_ports)
+    uid = ""
     program = machine.popen("python3", str(ROOT / "tests/engines/stream.py"), str(port))
     try:
         request = ("request", "--json", "--producer", "producer", "--consumer", "consumer", "--backend", backend)
         answer = json.loads(user(machine, *request, "--prod-listeners", f"127.0.0.1:{port}").stdout)
-        stream = Stream(machine, answer["uid"], backend, answer["consumer"]["listeners"][0], program)
+        uid = answer["uid"]
+        stream = Stream(machine, uid, backend, answer["consumer"]["listeners"][0], program)
         assert stream.say(f"connect {stream.listener}") == "connected"
         stream.goes_on()
         yield stream
+    except BaseException:
+        if uid:
+            user(machine, "release", uid, check=False)
+        raise
     finally:
         program.kill()
         program.communicate()

@@ -136,7 +136,10 @@ def test_cpu_is_accounted_to_the_session_that_used_it(facilities: Machine) -> No
         idle.ends_whole()
 
         def used(uid: str) -> int:
-            return sum(int(facilities.show(unit, "CPUUsageNSec")) for unit in of(facilities, uid))
+            accounts = [facilities.show(unit, "CPUUsageNSec") for unit in of(facilities, uid)]
+            if "[not set]" in accounts:
+                pytest.skip("systemd keeps no account of CPU here: its groups for cpu and cpuacct are apart")
+            return sum(map(int, accounts))
 
         before, at_rest = used(busy.uid), used(idle.uid)
         assert before > 0

@@ -12,6 +12,7 @@ import ssl
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from s2cs.settings_file import load
 from scistream.proto import scistream_pb2 as pb
 from scistream.x509 import Certificate, DevelopmentCA, PrivateKey
 from tests.support import programs
-from tests.support.gateways import gateway, port_block, restarted
+from tests.support.gateways import gateway, restarted
+from tests.support.ports import port_blocks
 
 
 def s2cs(*arguments: str | Path, exit_status: int = 0, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -33,10 +35,10 @@ def s2cs(*arguments: str | Path, exit_status: int = 0, **environ: str) -> subpro
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Path:
-    first = port_block()
-    s2cs("init", tmp_path / "g", "--port", str(first), "--port-range", f"{first + 2}-{first + 20}")
-    return tmp_path / "g" / "s2cs.toml"
+def made(tmp_path: Path) -> Iterator[Path]:
+    with port_blocks() as first:
+        s2cs("init", tmp_path / "g", "--port", str(first), "--port-range", f"{first + 2}-{first + 20}")
+        yield tmp_path / "g" / "s2cs.toml"
 
 
 def edit(file: Path, old: str, new: str) -> None:

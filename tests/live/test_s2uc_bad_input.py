@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scistream.vocabulary import Endpoint
-from tests.support.gateways import port_block
+from tests.support.ports import port_block
 from tests.support.sessions import Echo, echo
 from tests.support.user import Facilities, User, facilities, introduce
 

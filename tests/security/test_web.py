@@ -102,7 +102,7 @@ def test_anothers_uid_on_every_path(besieged: Siege) -> None:
         for text in (overview.text, first):
             assert uid not in text
             assert "alice" not in text
-        assert overview.json()["sessions"] == overview.json()["events"] == []
+        assert {each["owner"] for each in overview.json()["sessions"]} <= {"mallory"}  # other tests are his, too
         assert set(overview.json()["capacity"]) == {"ports", "draining"}
     with site(besieged.page, besieged.alice[0]) as page:
         own = {each["uid"] for each in page.get("/api/overview").json()["sessions"]}

@@ -18,7 +18,7 @@ import psutil
 from scistream.proto import scistream_pb2 as pb
 from scistream.proto.scistream_pb2_grpc import ControlStub
 from scistream.wire import grpc
-from tests.support.ports import BLOCK, port_block
+from tests.support.ports import BLOCK, port_blocks
 from tests.support.programs import Started, run
 
 _TIDY = {"SCISTREAM_SERVER__ON_SHUTDOWN": "release"}  # a test that ends leaves nothing running
@@ -166,20 +166,21 @@ def gateway(
 
     It is forked, as `programs` says, but for one with a wrapper, a command that runs another one.
     """
-    first = port_block(blocks)
-    ports = ["--port", str(first), "--port-range", f"{first + 1}-{first + blocks * BLOCK - 1}", "--metrics-port", "0"]
-    if wrapper:
-        subprocess.run([*wrapper, *_S2CS, "init", str(directory), *ports, *options], check=True, capture_output=True)
-    else:
-        run("s2cs", "init", directory, *ports, *options).check_returncode()
-    lan = options[options.index("--lan") + 1] if "--lan" in options else "127.0.0.1"
-    address = f"[{lan}]:{first}" if ":" in lan else f"{lan}:{first}"
-    running = GatewayProcess(directory, address, first, blocks * BLOCK, environ, list(wrapper))
-    try:
-        with _served(running):
-            yield running
-    finally:
-        running.clear()
+    with port_blocks(blocks) as first:
+        ports = ["--port", str(first), "--port-range", f"{first + 1}-{first + blocks * BLOCK - 1}"]
+        arguments = ["init", str(directory), *ports, "--metrics-port", "0", *options]
+        if wrapper:
+            subprocess.run([*wrapper, *_S2CS, *arguments], check=True, capture_output=True)
+        else:
+            run("s2cs", *arguments).check_returncode()
+        lan = options[options.index("--lan") + 1] if "--lan" in options else "127.0.0.1"
+        address = f"[{lan}]:{first}" if ":" in lan else f"{lan}:{first}"
+        running = GatewayProcess(directory, address, first, blocks * BLOCK, environ, list(wrapper))
+        try:
+            with _served(running):
+                yield running
+        finally:
+            running.clear()
 
 
 @contextmanager

@@ -14,14 +14,22 @@ from scistream.vocabulary import PortRange
 BLOCK = 100  # ports that are held together
 _FIRST, _LAST = 10_000, 32_000  # below the ephemeral ports, so that nothing else takes them
 _held: list[IO[str]] = []
+_next = _FIRST
 
 
 @contextmanager
 def ports(count: int = BLOCK) -> Iterator[PortRange]:
     """Hold a range of up to 100 ports that no other test uses."""
-    first, files = _hold(1)
-    try:
+    with port_blocks() as first:
         yield PortRange(first, first + count - 1)
+
+
+@contextmanager
+def port_blocks(blocks: int = 1) -> Iterator[int]:
+    """Hold `blocks` x 100 ports that no other test of this machine uses; the first of them."""
+    first, files = _hold(blocks)
+    try:
+        yield first
     finally:
         _let_go(files)
 
@@ -34,11 +42,15 @@ def port_block(blocks: int = 1) -> int:
 
 
 def _hold(blocks: int) -> tuple[int, list[IO[str]]]:
-    """Lock the files that stand for so many blocks in a row."""
+    """Lock the files that stand for so many blocks in a row, long after those that this process had last."""
+    global _next  # noqa: PLW0603
     directory = Path(tempfile.gettempdir()) / "scistream-test-ports"
     directory.mkdir(exist_ok=True)
     taken: list[IO[str]] = []
-    for first in range(_FIRST, _LAST, BLOCK):
+    for first in (*range(_next, _LAST, BLOCK), *range(_FIRST, _LAST, BLOCK)):
+        if first == _FIRST:
+            _let_go(taken)  # they are in no row with this one
+            taken = []
         file = (directory / str(first)).open("w")
         if not _lock(file) or _used(first):
             _let_go([file, *taken])
@@ -46,6 +58,7 @@ def _hold(blocks: int) -> tuple[int, list[IO[str]]]:
             continue
         taken.append(file)
         if len(taken) == blocks:
+            _next = first + BLOCK
             return first - (blocks - 1) * BLOCK, taken
     _let_go(taken)
     raise RuntimeError("all port blocks are taken")
