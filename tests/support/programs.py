@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import pkgutil
+import re
 import resource
 import runpy
 import selectors
@@ -28,6 +29,7 @@ from pathlib import Path
 
 _ROOT = Path(__file__).parents[2]
 _PACKAGES = ("s2cs", "s2uc")
+_EARLY = re.compile("PYTHON[A-Z]|LD_")  # what Python itself and the loader go by
 Finished = subprocess.CompletedProcess[str]
 
 
@@ -66,9 +68,7 @@ class Started:
 
     def __init__(self, args: list[str], environ: Mapping[str, str], files: Sequence[int]) -> None:
         """Start `python -m ARGS`, with environ on top of this process's and files as standard streams."""
-        early = [
-            name for name in environ if name.startswith(("PYTHON", "LD_")) and environ[name] != os.environ.get(name)
-        ]
+        early = [name for name in environ if _EARLY.match(name) and environ[name] != os.environ.get(name)]
         assert not early, f"{early} have been read before the fork"
         self.args = args
         self.returncode: int | None = None
