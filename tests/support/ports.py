@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import tempfile
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,9 @@ from scistream.vocabulary import PortRange
 
 BLOCK = 100  # ports that are held together
 _FIRST, _LAST = 10_000, 32_000  # below the ephemeral ports, so that nothing else takes them
+_REST = 10  # holders whose ports rest
 _held: list[IO[str]] = []
+_resting: deque[list[IO[str]]] = deque()
 _next = _FIRST
 
 
@@ -26,12 +29,17 @@ def ports(count: int = BLOCK) -> Iterator[PortRange]:
 
 @contextmanager
 def port_blocks(blocks: int = 1) -> Iterator[int]:
-    """Hold `blocks` x 100 ports that no other test of this machine uses; the first of them."""
+    """Hold `blocks` x 100 ports that no other test of this machine uses; the first of them.
+
+    They stay nobody's for a while afterwards, as a test may see that nobody answers there any more.
+    """
     first, files = _hold(blocks)
     try:
         yield first
     finally:
-        _let_go(files)
+        _resting.append(files)
+        if len(_resting) > _REST:
+            _let_go(_resting.popleft())
 
 
 def port_block(blocks: int = 1) -> int:
