@@ -42,6 +42,12 @@ def _refused(call: Callable[[], Any]) -> Answer:
     return error.value.code(), error.value.details(), tuple(error.value.trailing_metadata() or ())
 
 
+def _but_traffic(info: pb.SessionInfo) -> pb.SessionInfo:
+    """Leave out what its own stream changes."""
+    info.ClearField("traffic")
+    return info
+
+
 def _methods(uid: str) -> dict[str, Any]:
     """Every method of the protocol that names a session, with a message that would do something to it."""
     ca = SessionCA.create(Uid("x"), in_an_hour())
