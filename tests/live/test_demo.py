@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 import psutil
@@ -23,7 +24,8 @@ def _environment(directory: Path) -> dict[str, str]:
 
 def _left(directory: Path) -> list[str]:
     """Files in the demonstration's place, and processes that know of it."""
-    found = [str(path) for path in directory.rglob("*")]
+    # not by `rglob`, which fails where a directory goes while it is read
+    found = [str(Path(where, name)) for where, *names in os.walk(directory) for name in chain(*names)]
     for process in psutil.process_iter():
         try:
             known = [*process.cmdline(), process.cwd(), *process.environ().values()]

@@ -239,6 +239,21 @@ def test_by_keyboard_alone(stage: Stage) -> None:
     extra.consumer.release(pb.Release(uid=extra.uid))
 
 
+def test_a_question_asked_while_the_last_one_closes(stage: Stage) -> None:
+    """A dialog's closing is told a frame later: it is not taken for the answer to the next question."""
+    extra = open_pair(*stage.clients, [str(stage.app.endpoint)])
+    page = stage.page(stage.aps.token)
+    page.click(f"tr[data-uid='{extra.uid}'] button")
+    page.click(f"tr[data-more='{extra.uid}'] .kill")
+    close_and_ask = "() => { document.getElementById('ask').close(); document.querySelector('.kill').click(); }"
+    page.evaluate(close_and_ask)
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    page.click("#ask-yes")
+    page.wait_for_selector(f"tr[data-uid='{extra.uid}']", state="detached")
+    page.context.close()
+    extra.consumer.release(pb.Release(uid=extra.uid))
+
+
 def test_drain_and_back(stage: Stage) -> None:
     page = stage.page(stage.aps.token)
     page.click("#drain")

@@ -8,6 +8,7 @@ const $ = (id) => document.getElementById(id);
 let stream = null; // the event stream, while there is one
 let last = null; // the last frame
 let heard = 0; // the number of the last event that was told
+let answer = null; // settles the question that was asked last
 
 async function post(path, body) {
   const answer = await fetch(path, {
@@ -159,9 +160,12 @@ function sure(what, more, yes, reason) {
   $("reason").value = "";
   $("ask").returnValue = "no";
   $("ask").showModal();
-  return new Promise((done) =>
-    $("ask").addEventListener("close", () => done($("ask").returnValue === "yes"), { once: true }));
+  answer?.(false);
+  return new Promise((done) => { answer = done; });
 }
+
+// A browser tells of a closing a frame later, by when the next question may stand there: it is not that one's answer.
+$("ask").addEventListener("close", () => $("ask").open || answer?.($("ask").returnValue === "yes"));
 
 async function act(doIt) {
   try {
