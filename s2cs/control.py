@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 
 from s2cs import unknown
 from s2cs.audit.log import Audit
+from s2cs.background import Background
 from s2cs.bounds import Bounds
 from s2cs.calls import CallCounter
 from s2cs.connections import Connections
@@ -76,7 +77,7 @@ class Control:
         self._client_listen: tuple[Endpoint, ...] = ()
         self._server: grpc.aio.Server | None = None
         self._telling: asyncio.Task[None] | None = None
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending = Background()
 
     def bind(self, credentials: Credentials, shared: bool = False) -> None:
         """Take the ports; nothing is served yet.
@@ -132,9 +133,7 @@ class Control:
         self.connections.watch_also(endpoint.port for endpoint in credentials.client_listen)
         await self._server.start()
         if before is not None:
-            ending = asyncio.create_task(before.stop(_GRACE_S))
-            self._ending.add(ending)
-            ending.add_done_callback(self._ending.discard)
+            self._ending.begin(before.stop(_GRACE_S))
 
     async def stop(self) -> None:
         """Stop at once: a watch never ends by itself, and what a caller asked for goes on without it."""
@@ -144,8 +143,7 @@ class Control:
         await self._health.enter_graceful_shutdown()
         if self._server is not None:
             await self._server.stop(0)
-        for ending in list(self._ending):
-            ending.cancel()
+        self._ending.cancel()
 
     def _made(self, credentials: Credentials) -> grpc.aio.Server:
         server = self.serving()

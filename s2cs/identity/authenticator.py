@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from s2cs.auth import TOKEN_PREFIX, WITHOUT_TOKEN, Caller, KeptOut, KeyHolder, bearer, digest, is_bare
+from s2cs.background import Background
 from s2cs.compat import Compat
 from s2cs.identity.certificates import CertificateMethod
 from s2cs.identity.introspection import OpaqueMethod
@@ -96,7 +97,7 @@ class Authenticator:
         self._opens_session = opens_session
         self._used: dict[str, float] = {}  # ids of tokens and users, and when
         self._noting: asyncio.Task[None] | None = None
-        self._ending: set[asyncio.Task[None]] = set()  # ways that were in use before
+        self._ending = Background()  # ways that were in use before
 
     async def open(self) -> None:
         """Begin to note who was here."""
@@ -107,16 +108,13 @@ class Authenticator:
         if self._noting is not None:
             self._noting.cancel()
         self._note()
-        for ending in self._ending:
-            ending.cancel()
-        await asyncio.gather(*self._ending, self._methods.close(), return_exceptions=True)
+        self._ending.cancel()
+        await asyncio.gather(self._ending.ended(), self._methods.close(), return_exceptions=True)
 
     def adopt(self, methods: Methods) -> None:
         """Use other ways from now on; tokens that are being checked by those before are checked to the end."""
         methods.take_over(self._methods)
-        ending = asyncio.create_task(_close_later(self._methods))
-        self._ending.add(ending)
-        ending.add_done_callback(self._ending.discard)
+        self._ending.begin(_close_later(self._methods))
         self._methods = methods
 
     async def identify(

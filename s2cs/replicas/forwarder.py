@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from s2cs import unknown
+from s2cs.background import Background
 from s2cs.bounds import Peer
 from s2cs.connections import Connections
 from s2cs.control import Credentials, add_ports, see_free, server_options
@@ -59,7 +60,7 @@ class Forwarder:
         self._changed = asyncio.Event()
         self._known: dict[str, str] = {}
         self._channel: grpc.aio.Channel | None = None
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing = Background()
         self._server: grpc.aio.Server | None = None
         listen = (*settings.server.listen, *settings.auth.certificates.listen)
         self._connections = Connections({endpoint.port for endpoint in listen}, lambda: settings.limits)
@@ -94,9 +95,7 @@ class Forwarder:
             self._changed = asyncio.Event()
             before, self._channel = self._channel, None
             if before is not None:
-                closing = asyncio.create_task(before.close(_PATIENCE_S))
-                self._closing.add(closing)
-                closing.add_done_callback(self._closing.discard)
+                self._closing.begin(before.close(_PATIENCE_S))
             if leader.get("serving"):
                 pair = self._identity.client
                 keys = grpc.ssl_channel_credentials(leader["server"].encode(), pair.key, pair.certificate)
@@ -109,7 +108,7 @@ class Forwarder:
             await self._server.stop(grace_s)
         if self._channel is not None:
             await self._channel.close()
-        await asyncio.gather(*self._closing, return_exceptions=True)
+        await self._closing.ended()
 
     @property
     def fault(self) -> str:

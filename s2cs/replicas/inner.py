@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
+from s2cs.background import Background
 from s2cs.control import Control, see_free
 from s2cs.replicas.forwarder import CERTIFICATE, PEER
 from s2cs.replicas.identity import Identity
@@ -26,7 +26,7 @@ class Inner:
         self._identity = identity
         self._known: frozenset[str] = frozenset()
         self._server: grpc.aio.Server | None = None
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending = Background()
 
     def bind(self) -> None:
         """See that the port is free.
@@ -52,16 +52,13 @@ class Inner:
         if server is not None:
             await server.start()
         if before is not None:
-            ending = asyncio.create_task(before.stop(_GRACE_S))
-            self._ending.add(ending)
-            ending.add_done_callback(self._ending.discard)
+            self._ending.begin(before.stop(_GRACE_S))
 
     async def stop(self) -> None:
         """Stop at once."""
         if self._server is not None:
             await self._server.stop(0)
-        for ending in list(self._ending):
-            ending.cancel()
+        self._ending.cancel()
 
     def _made(self, known: list[str]) -> grpc.aio.Server:
         server = self._control.serving(_OnBehalf(), max_concurrent_streams=_MOST_AT_ONCE)

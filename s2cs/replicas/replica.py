@@ -8,6 +8,8 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
+from cryptography import x509
+
 from s2cs.control import Control, Credentials
 from s2cs.replicas.forwarder import Forwarder
 from s2cs.replicas.identity import identity
@@ -127,10 +129,7 @@ class Replica:
         inner.bind()
 
         async def look() -> None:
-            entries = self.store.mirror.under(REPLICAS).values()
-            await inner.know(
-                [self._identity.about["client"], *(json.loads(entry.value)["client"] for entry in entries)]
-            )
+            await inner.know([self._identity.about["client"], *self._others()])
 
         try:
             await look()
@@ -171,7 +170,9 @@ class Replica:
         """Give the certificates of all S2CS that run."""
         for name, entry in self.store.mirror.under(REPLICAS).items():
             try:
-                yield str(json.loads(entry.value)["client"])
+                certificate = str(json.loads(entry.value)["client"])
+                x509.load_pem_x509_certificate(certificate.encode())
+                yield certificate
             except (ValueError, KeyError, TypeError):
                 log.warning("what S2CS %s says of itself is not understood; are all of one version?", name)
 

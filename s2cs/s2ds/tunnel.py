@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from signal import Signals
 
+from s2cs.background import Background
 from s2cs.s2ds import procfs
 from s2cs.s2ds.backends.base import Backend, Found, Reload
 from s2cs.s2ds.contract import (
@@ -81,7 +82,7 @@ class Tunnel:
         self._meter = Meter(self._ledger, rates=record.spec.protocol is Transport.TCP)
         self._runner = Runner(means, record, backend, found, listeners, self._ledger)
         self._lock = asyncio.Lock()  # one change of the process at a time
-        self._work: set[asyncio.Task[None]] = set()  # all that stop() has to interrupt
+        self._work = Background()  # all that stop() has to interrupt
         self._stopping: asyncio.Task[None] | None = None
 
     @property
@@ -198,20 +199,12 @@ class Tunnel:
 
     def release_hold(self) -> None:
         """Let go of everything without ending anything: another server will take it up."""
-        for task in self._work:
-            task.cancel()
+        self._work.cancel()
         self._read_logs()
         self._ledger.save()
         for proxy in self._proxies:
             proxy.process.let_go()
         self.listeners.close()
-
-    def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """Run something that `stop` interrupts."""
-        task = asyncio.create_task(work)
-        self._work.add(task)
-        task.add_done_callback(self._work.discard)
-        return task
 
     async def start(self, bridge: Bridge) -> None:
         """Open the way, once."""
@@ -253,7 +246,7 @@ class Tunnel:
     async def _interruptible(self, work: Coroutine[None, None, None]) -> None:
         """Do what `stop` may interrupt; whoever waits then hears of it."""
         try:
-            await self._begin(work)
+            await self._work.begin(work)
         except asyncio.CancelledError:
             waiting = asyncio.current_task()
             if self._stopping is None or (waiting is not None and waiting.cancelling()):
@@ -299,10 +292,8 @@ class Tunnel:
 
     async def _end(self, cut: bool) -> None:
         self._state = TunnelState.STOPPING
-        work = list(self._work)
-        for task in work:
-            task.cancel()
-        await asyncio.gather(*work, return_exceptions=True)
+        self._work.cancel()
+        await self._work.ended()
         await self._look(self)
         looking = asyncio.create_task(self._look_to_the_end())
         polite, grace_s = (Signals.SIGKILL, 0.0) if cut else (self.backend.drain, self._config.grace_s)
@@ -331,11 +322,11 @@ class Tunnel:
 
     def _attend(self, proxy: Proxy) -> None:
         """Keep an eye on a proxy that serves."""
-        self._begin(self._watch(proxy))
+        self._work.begin(self._watch(proxy))
         if self.spec.pace and not self.backend.paces:
-            self._begin(pace_opened(proxy.process, self.spec.pace))
+            self._work.begin(pace_opened(proxy.process, self.spec.pace))
         if self.spec.protocol is Transport.UDP:
-            self._begin(tend_flows(proxy))
+            self._work.begin(tend_flows(proxy))
 
     async def _watch(self, proxy: Proxy) -> None:
         """Wait for a proxy's end, and mend it unless it was drained."""

@@ -497,6 +497,22 @@ def test_what_operators_do(site: Site) -> None:
     site.replicas[leader].start()
 
 
+@inside
+@pytest.mark.parametrize("words", ["junk", "{}", '{"client": 7}', '{"client": "no certificate"}'])
+def test_what_one_of_them_says_of_itself_is_not_understood(site: Site, words: str) -> None:
+    """As of an S2CS of another version: it is no peer, and the others go on."""
+    leader, known = site.leader(), f"{PREFIX}/replicas/strange"
+    etcdctl = ["etcdctl", "--endpoints", str(site.cluster.endpoints[0])]
+    subprocess.run([*etcdctl, "put", known, words], check=True, capture_output=True, env=os.environ | API)
+    try:
+        soon(lambda: "strange says of itself is not understood" in site.replicas[leader].log)
+        for name in site.replicas:
+            assert site.clients[name].describe(pb.DescribeRequest(), timeout=20).user == "admin"  # type: ignore[operator]
+        assert site.leader() == leader
+    finally:
+        subprocess.run([*etcdctl, "del", known], check=True, capture_output=True, env=os.environ | API)
+
+
 def soon(condition: Callable[[], bool]) -> None:
     """See that something is so within some seconds."""
     deadline = time.monotonic() + 20
