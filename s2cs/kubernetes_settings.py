@@ -52,9 +52,9 @@ class KubernetesSettings(Table):
     node_selector: dict[Key, Value] = Field(default_factory=dict)
     tolerations: tuple[Toleration, ...] = ()
     nodes: tuple[KubernetesNode, ...] = ()  # empty: any, with the address that the cluster knows
-    priority_class: Annotated[str, Field(pattern=rf"{_NAME[:-1]}$|^$")] = ""
+    priority_class: Annotated[str, Field(pattern=rf"{_NAME}|^$")] = ""
     cpu_per_gbit: Annotated[float, Field(ge=0, le=64)] = 0.15  # CPUs requested for each Gb/s of a session's rate
-    rate_resource: Annotated[str, Field(pattern=rf"{_KEY[:-1]}$|^$")] = ""  # of nodes, that sessions take Mb/s of
+    rate_resource: Annotated[str, Field(pattern=rf"{_KEY}|^$")] = ""  # of nodes, that sessions take Mb/s of
     wait: Annotated[Duration, Field(le=28)] = 25  # for a pod to run; a reservation takes 30 s at most
 
     @model_validator(mode="after")

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 import socket
 import struct
 from collections.abc import Iterable, Set
 
 from s2cs.s2ds import procfs
-from s2cs.s2ds.pacing import copied
+from s2cs.s2ds.copies import copies
 from s2cs.s2ds.ports import DATAGRAMS
 from s2cs.s2ds.proxy import Proxy
 from scistream.vocabulary import Endpoint
@@ -42,32 +41,23 @@ async def tend_flows(proxy: Proxy) -> None:
 
 
 def _tend(pids: Iterable[int], known: Set[int], refusers: Set[Endpoint]) -> frozenset[int]:
-    """Look at the sockets of processes that are not known yet, and of refusers at all; give the inodes of all.
-
-    The kernel's rule for that is the one of tracing, as for taking listeners back.
-    """
+    """Look at the sockets of processes that are not known yet, and of refusers at all; give the inodes of all."""
     found: set[int] = set()
     for pid in pids:
         sockets = procfs.descriptors(pid)
         found |= sockets.keys()
         if not refusers and sockets.keys() <= known:
             continue
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError:
-            continue  # it has ended
-        try:
-            for inode, fd in sockets.items():
-                if (inode in known and not refusers) or (copy := copied(pidfd, fd)) is None:
+        wanted = (fd for inode, fd in sockets.items() if refusers or inode not in known)
+        for _, copy in copies(pid, wanted):
+            if copy is None:
+                continue
+            with copy:
+                if copy.type != socket.SOCK_DGRAM or (peer := _peer(copy)) is None:
                     continue
-                with copy:
-                    if copy.type != socket.SOCK_DGRAM or (peer := _peer(copy)) is None:
-                        continue
-                    copy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, DATAGRAMS)
-                    if peer in refusers:
-                        _LIBC.connect(copy.fileno(), _NOWHERE, len(_NOWHERE))
-        finally:
-            os.close(pidfd)
+                copy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, DATAGRAMS)
+                if peer in refusers:
+                    _LIBC.connect(copy.fileno(), _NOWHERE, len(_NOWHERE))
     return frozenset(found)
 
 

@@ -9,13 +9,13 @@ from s2cs.s2ds.contract import TunnelStatus
 from s2cs.s2ds.local import LocalDataServer
 from s2cs.s2ds.remote.client import RemoteDataServer
 from s2cs.s2ds.remote.link import Link
+from s2cs.s2ds.spread import Server
 from scistream.errors import ScistreamError
 from scistream.vocabulary import Rate
 
 log = logging.getLogger(__name__)
 
 LOCAL = "local"  # how this host is called among the nodes
-Server = LocalDataServer | RemoteDataServer
 Back = Callable[[Mapping[str, TunnelStatus]], None]
 
 

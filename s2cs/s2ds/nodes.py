@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 from s2cs.s2ds.contract import (
     BackendInfo,
-    Bridge,
     Change,
-    LegCheck,
     Printed,
     Reservation,
     Traffic,
@@ -22,13 +19,14 @@ from s2cs.s2ds.contract import (
     TunnelState,
     TunnelStatus,
 )
-from s2cs.s2ds.events import Events, Watch
+from s2cs.s2ds.events import Watch
 from s2cs.s2ds.homes import Home, Homes
 from s2cs.s2ds.local import LocalConfig, LocalDataServer
-from s2cs.s2ds.members import Members, Server
+from s2cs.s2ds.members import Members
 from s2cs.s2ds.placing import Candidate, NodeState, place
 from s2cs.s2ds.remote.client import RemoteDataServer
 from s2cs.s2ds.remote.link import Link
+from s2cs.s2ds.spread import Server, Spread
 from scistream.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted, ScistreamError, Unavailable
 from scistream.vocabulary import Rate, Role, shown
 
@@ -37,7 +35,7 @@ log = logging.getLogger(__name__)
 _TRY_ELSEWHERE = (Unavailable, ResourceExhausted, FailedPrecondition)
 
 
-class Nodes:
+class Nodes(Spread):
     """Carry sessions on several nodes. See `s2cs.s2ds.contract.DataServer` for the verbs.
 
     What a lost node has is told as LOST; when it is back, what nobody knows any more is stopped there.
@@ -60,12 +58,11 @@ class Nodes:
             drained: tells whether a node takes no new sessions.
             here: this host takes sessions, too.
         """
+        super().__init__()
         self._members = Members(local, here, drained, self._back)
         self._members.be(links, here)
         self._known = homes
         self._homes = Homes()
-        self._events = Events()
-        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def open(self) -> None:
         """Open all; return when each is in touch, or known to be lost.
@@ -77,7 +74,7 @@ class Nodes:
             self._homes.settle(home)
         await self._members.local.open()
         for _, server in self._members:
-            self._spawn(self._pass_on(server.watch()))
+            self._background.begin(self._pass_on(server.watch()))
         await asyncio.gather(*(self._open(server) for server in self._members.remote))
 
     def configure(self, config: LocalConfig) -> None:
@@ -98,8 +95,8 @@ class Nodes:
                 self._events.publish(TunnelEvent(id, Change.FATAL, _gone(name)))
             self._let_go(name)
         for server in added:
-            self._spawn(self._pass_on(server.watch()))
-            self._spawn(self._open(server))
+            self._background.begin(self._pass_on(server.watch()))
+            self._background.begin(self._open(server))
 
     async def _open(self, server: RemoteDataServer) -> None:
         await server.open(*self._homes.at(server.name))
@@ -109,7 +106,7 @@ class Nodes:
         if not self._homes.at(name) or self._members.lost(name):
             server = self._members.let_go(name)
             if server is not None:
-                self._spawn(_left(server))
+                self._background.begin(_left(server))
 
     def _leave_home(self, id: str) -> None:
         node = self._homes.node(id)
@@ -133,8 +130,7 @@ class Nodes:
         self._end()
 
     def _end(self) -> None:
-        for task in self._tasks:
-            task.cancel()
+        self._background.cancel()
         self._events.end()
 
     async def reserve(self, spec: TunnelSpec) -> Reservation:
@@ -153,7 +149,7 @@ class Nodes:
                 fault = error
                 log.warning("a session of %s does not go to node %s: %s", spec.uid, name, str(error))
                 if isinstance(error, Unavailable):  # the answer was lost, perhaps
-                    self._spawn(self._clear_away(name, spec.id))
+                    self._background.begin(self._clear_away(name, spec.id))
             except BaseException:
                 self._leave_home(spec.id)
                 raise
@@ -161,14 +157,6 @@ class Nodes:
             raise fault or Unavailable("the nodes have changed; ask again")
         finally:
             fault = None  # it names this frame, and that the node's connection
-
-    async def start(self, id: str, bridge: Bridge) -> None:
-        """Open the way; return when connections are served."""
-        await self._at(id).start(id, bridge)
-
-    async def update(self, id: str, bridge: Bridge) -> None:
-        """Lead new connections elsewhere or with new credentials; running streams go on untouched."""
-        await self._at(id).update(id, bridge)
 
     async def stop(self, id: str, cut: bool = False) -> Traffic | None:
         """End the tunnel and give everything back; say what it has moved. Unknown ids are no error.
@@ -217,14 +205,6 @@ class Nodes:
         reached = [server for name, server in nodes if not self._members.lost(name)]
         found = await asyncio.gather(*(server.logs(id, lines) for server in reached), return_exceptions=True)
         return max((each for each in found if isinstance(each, Printed)), key=lambda p: p.count, default=Printed())
-
-    async def verify(self, id: str, bridge: Bridge, passive: bool = False) -> tuple[LegCheck, ...]:
-        """Try each leg of a tunnel that is open, from its node."""
-        return await self._at(id).verify(id, bridge, passive)
-
-    def watch(self) -> Watch:
-        """Follow what happens to tunnels, from this call on."""
-        return self._events.watch()
 
     def backends(self) -> tuple[BackendInfo, ...]:
         """The backends that a new session could have, and why it could not have the others."""
@@ -305,7 +285,7 @@ class Nodes:
                     self._homes.settle(known[id])  # another S2CS of this gateway placed it there
                     continue
                 log.warning("tunnel %s on node %s belongs to no session and is stopped", id, name)
-                self._spawn(self._clear_away(name, id))
+                self._background.begin(self._clear_away(name, id))
 
         return back
 
@@ -314,11 +294,6 @@ class Nodes:
         with suppress(Unavailable):  # it is lost again, or still, and looked at when it is back
             if server is not None:
                 await server.stop(id, cut=True)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 async def _left(server: Server) -> None:

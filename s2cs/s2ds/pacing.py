@@ -3,12 +3,11 @@
 A listening socket hands its pace to each connection that it accepts. On both gateways those are the connections
 that carry data from the producer to the consumer. Connections that a proxy opens inherit from nobody: where the
 proxy has no limit of its own they are found in /proc, copied for a moment, and paced, a quarter of a second after
-they opened at the latest. The kernel's rule for that copy is the one of tracing, as for taking listeners back.
+they opened at the latest.
 """
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import socket
@@ -16,12 +15,11 @@ import struct
 from collections.abc import Iterable, Set
 
 from s2cs.s2ds import procfs
+from s2cs.s2ds.copies import copies
 from s2cs.s2ds.launchers.base import Running
 
 log = logging.getLogger(__name__)
 
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_PIDFD_GETFD = 438  # the same on every architecture; Python has no name for it
 _SO_MAX_PACING_RATE = 47  # of every architecture that these proxies are packaged for; Python has no name for it
 _LOOK_S = 0.25
 
@@ -32,18 +30,6 @@ def set_pace(connection: socket.socket, pace: int) -> None:
     TCP paces by itself: neither root nor a queueing discipline is needed.
     """
     connection.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, struct.pack("@L", pace))
-
-
-def copied(pidfd: int, fd: int) -> socket.socket | None:
-    """Copy a socket out of a process; None where there is none, or the kernel does not allow it."""
-    copy = _LIBC.syscall(_PIDFD_GETFD, pidfd, fd, 0)
-    if copy < 0:
-        return None
-    try:
-        return socket.socket(fileno=copy)
-    except OSError:
-        os.close(copy)
-        return None
 
 
 async def pace_opened(process: Running, pace: int) -> None:
@@ -64,21 +50,13 @@ def _look(pids: Iterable[int], known: Set[tuple[int, int]], pace: int) -> tuple[
     for pid in pids:
         found = {(inode, fd) for inode, fd in procfs.descriptors(pid).items()}
         paced |= found & known
-        if found <= known:
-            continue
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError:
-            continue  # it has ended
-        try:
-            for inode, fd in found - known:
-                if (connection := copied(pidfd, fd)) is None:
-                    refused = pid if procfs.descriptors(pid).get(inode) == fd else refused
-                    continue
-                with connection:
-                    set_pace(connection, pace)
-                    if os.fstat(connection.fileno()).st_ino == inode:
-                        paced.add((inode, fd))
-        finally:
-            os.close(pidfd)
+        new = {fd: inode for inode, fd in found - known}
+        for fd, connection in copies(pid, new):
+            if connection is None:
+                refused = pid if procfs.descriptors(pid).get(new[fd]) == fd else refused
+                continue
+            with connection:
+                set_pace(connection, pace)
+                if os.fstat(connection.fileno()).st_ino == new[fd]:
+                    paced.add((new[fd], fd))
     return paced, refused

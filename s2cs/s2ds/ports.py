@@ -12,7 +12,8 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Self
 
 from s2cs.s2ds.config import Interface, Keepalive
-from s2cs.s2ds.pacing import copied, set_pace
+from s2cs.s2ds.copies import copies
+from s2cs.s2ds.pacing import set_pace
 from s2cs.s2ds.senders import take_all, take_only
 from scistream.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from scistream.vocabulary import Endpoint, PortRange, Transport
@@ -182,22 +183,12 @@ def too_few(asked: int, free: int, ports: PortRange, interface: Interface) -> Re
 
 
 def inherited(holder: int, count: int) -> list[socket.socket]:
-    """Copy the first sockets that were handed down to a process; none where the kernel does not allow it.
-
-    The rule is that of tracing: the same user, or CAP_SYS_PTRACE; where Yama restricts it, only the latter.
-    """
+    """Copy the first sockets that were handed down to a process; none where the kernel does not allow it."""
     found = []
-    try:
-        pidfd = os.pidfd_open(holder)
-    except OSError:
-        return []
-    try:
-        for fd in range(3, 3 + count):
-            if (copy := copied(pidfd, fd)) is None:
-                break
-            found.append(copy)
-    finally:
-        os.close(pidfd)
+    for _, copy in copies(holder, range(3, 3 + count)):
+        if copy is None:
+            break
+        found.append(copy)
     return found
 
 

@@ -15,8 +15,8 @@ import pytest
 
 from s2cs.s2ds import procfs, senders
 from s2cs.s2ds.contract import Bridge, Change, DataServer, Reservation, TrustedPeers, TunnelState
+from s2cs.s2ds.copies import copies
 from s2cs.s2ds.local import LocalDataServer
-from s2cs.s2ds.pacing import copied
 from s2cs.s2ds.ports import DATAGRAMS
 from s2cs.s2ds.remote.client import RemoteDataServer
 from scistream.errors import FailedPrecondition, InvalidArgument
@@ -148,14 +148,11 @@ def rooms(pids: Iterable[int]) -> list[int]:
     """The receive buffers of processes' flows, in bytes."""
     found = []
     for pid in pids:
-        pidfd = os.pidfd_open(pid)
-        for fd in procfs.descriptors(pid).values():
-            copy = copied(pidfd, fd)
+        for _, copy in copies(pid, procfs.descriptors(pid).values()):
             assert copy is not None
             with copy, suppress(OSError):
                 if copy.type == socket.SOCK_DGRAM and copy.getpeername():
                     found.append(copy.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
-        os.close(pidfd)
     return found
 
 

@@ -20,8 +20,8 @@ from s2cs.s2ds import procfs
 from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.backends.nginx import Nginx
 from s2cs.s2ds.contract import Bridge, DataServer, Reservation, TunnelSpec
+from s2cs.s2ds.copies import copies
 from s2cs.s2ds.local import Interface, LocalConfig, LocalDataServer
-from s2cs.s2ds.pacing import copied
 from scistream.vocabulary import Endpoint, PortRange, Rate, Role, Uid
 from scistream.x509 import Credentials, PrivateKey, SessionCA, peer_name, way_name
 
@@ -285,13 +285,8 @@ def own_sockets(process: int | str = "self") -> set[str]:
 def tcp_sockets(pids: tuple[int, ...]) -> Iterator[socket.socket]:
     """Lend the IPv4 TCP sockets of processes, one after the other."""
     for pid in pids:
-        pidfd = os.pidfd_open(pid)
-        try:
-            for fd in procfs.descriptors(pid).values():
-                each = copied(pidfd, fd)
-                assert each is not None
-                with each:
-                    if (each.family, each.type) == (socket.AF_INET, socket.SOCK_STREAM):
-                        yield each
-        finally:
-            os.close(pidfd)
+        for _, each in copies(pid, procfs.descriptors(pid).values()):
+            assert each is not None
+            with each:
+                if (each.family, each.type) == (socket.AF_INET, socket.SOCK_STREAM):
+                    yield each

@@ -9,23 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-from typing import Any
-
-from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.contract import (
     BackendInfo,
-    Bridge,
     Change,
-    LegCheck,
     Printed,
     Reservation,
     Traffic,
@@ -34,33 +27,31 @@ from s2cs.s2ds.contract import (
     TunnelState,
     TunnelStatus,
 )
-from s2cs.s2ds.events import Events, Watch
+from s2cs.s2ds.events import Watch
 from s2cs.s2ds.homes import Home
 from s2cs.s2ds.kubernetes import manifest, reading
 from s2cs.s2ds.kubernetes.api import Api
+from s2cs.s2ds.kubernetes.making import Maker
 from s2cs.s2ds.kubernetes.pods import Pods
 from s2cs.s2ds.kubernetes.reading import Pod
 from s2cs.s2ds.kubernetes.shape import Shape
 from s2cs.s2ds.remote.client import RemoteDataServer
 from s2cs.s2ds.remote.link import Link
+from s2cs.s2ds.spread import Spread
 from scistream.errors import (
     AlreadyExists,
     FailedPrecondition,
     NotFound,
-    ResourceExhausted,
     ScistreamError,
     Unavailable,
 )
 from scistream.vocabulary import Endpoint, Role, shown
-from scistream.x509 import node_name, pinned
 
 log = logging.getLogger(__name__)
 
 _TRIES = 3  # of control ports
-_ROOM_S = 5.0  # for the scheduler to find room: what was released lately is free in a few seconds
 _GONE_S = 15.0  # for a pod to go that cannot be asked to end its tunnel
 _LOOK_S = 0.1
-_DAYS = 825  # that a pod's certificate lasts
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +76,7 @@ class _Member:
     stopping: bool = False
 
 
-class Cluster:
+class Cluster(Spread):
     """Carry sessions in pods. See `s2cs.s2ds.contract.DataServer` for the verbs."""
 
     def __init__(
@@ -105,17 +96,17 @@ class Cluster:
             homes: tells which tunnels belong to sessions that run, by what outlives this process.
             term: of several S2CS that share the store, in which one this leads; it raises when it does not.
         """
+        super().__init__()
         self._term = term
         self._api = api
         self._shape = shape
         self._identity = identity
         self._homes = homes
         self._pods = Pods(api, manifest.selector(shape), self._changed)
+        self._maker = Maker(api, self._pods, identity.certificate)
         self._members: dict[str, _Member] = {}  # by tunnel
         self._making: dict[str, str] = {}  # tunnels that are being reserved, by pod
         self._doomed: set[str] = set()  # pods that are to be deleted, until they are
-        self._events = Events()
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._backends: tuple[BackendInfo, ...] = tuple(
             BackendInfo(name, backend.capabilities) for name, backend in BACKENDS.items()
         )
@@ -155,9 +146,8 @@ class Cluster:
 
     async def leave(self) -> None:
         """Close, and leave all tunnels running."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._background.cancel()
+        await self._background.ended()
         await self._pods.close()
         await asyncio.gather(*(self._forget(member) for member in list(self._members.values())))
         await self._api.close()
@@ -175,7 +165,7 @@ class Cluster:
                 member = await self._made(spec, name, deadline)
                 reservation = await member.server.reserve(spec)
             except BaseException as error:
-                unmade = self._spawn(self._unmake(name, spec.id))
+                unmade = self._background.begin(self._unmake(name, spec.id))
                 if not isinstance(error, reading.PortTaken) or number == _TRIES:
                     raise
                 log.warning("%s; another port is tried", error)
@@ -186,14 +176,6 @@ class Cluster:
             member.ports = len(reservation.listeners)
             return replace(reservation, node=member.node)
         raise AssertionError("the last try raises")
-
-    async def start(self, id: str, bridge: Bridge) -> None:
-        """Open the way; return when connections are served."""
-        await self._at(id).start(id, bridge)
-
-    async def update(self, id: str, bridge: Bridge) -> None:
-        """Lead new connections elsewhere or with new credentials; running streams go on untouched."""
-        await self._at(id).update(id, bridge)
 
     async def stop(self, id: str, cut: bool = False) -> Traffic | None:
         """End the tunnel and its pod; say what it has moved. Unknown ids are no error.
@@ -242,14 +224,6 @@ class Cluster:
             return await member.server.logs(id, lines)
         return Printed()
 
-    async def verify(self, id: str, bridge: Bridge, passive: bool = False) -> tuple[LegCheck, ...]:
-        """Try each leg of a tunnel that is open, from its node."""
-        return await self._at(id).verify(id, bridge, passive)
-
-    def watch(self) -> Watch:
-        """Follow what happens to tunnels, from this call on."""
-        return self._events.watch()
-
     def backends(self) -> tuple[BackendInfo, ...]:
         """The backends of the image, as the last pod found them; before there was one, all that may be there."""
         return self._backends
@@ -266,78 +240,18 @@ class Cluster:
     # Making a pod
 
     async def _made(self, spec: TunnelSpec, name: str, deadline: float) -> _Member:
-        """Make a pod with its Secret, wait for it to run, and be in touch with it."""
-        port = self._free_control_port()
-        certificate, key = pinned(
-            node_name(name), ExtendedKeyUsageOID.SERVER_AUTH, datetime.now(UTC) + timedelta(days=_DAYS)
-        )
-        pem = certificate.pem.decode()
-        pod = await self._pods.create(manifest.pod(self._shape, spec, name, port, pem))
-        files = self._shape.bundles(name, port, pem, key.pem.decode(), self._identity.certificate.decode())
-        await self._api.ask("POST", "secrets", manifest.secret(dict(pod), files))
-        await self._placed(name, deadline)
-        pod = await self._running(name, deadline)
-        log.info("session %s: pod %s runs on node %s", spec.uid, name, reading.node(pod))
+        """Make a pod, and be in touch with it."""
+        pod = await self._maker.make(self._shape, spec, name, deadline)
         member = self._member(pod)
         await member.server.open()
         while member.server.lost:
             if time.monotonic() > deadline:
+                port = reading.port(pod)
                 raise Unavailable(f"{member.server.lost}; may S2CS reach port {port} of the cluster's nodes?")
-            if (fault := reading.fault(self._present(name))) is not None:
+            if (fault := reading.fault(self._pods.present(name))) is not None:
                 raise fault
             await asyncio.sleep(_LOOK_S)
         return member
-
-    async def _placed(self, name: str, deadline: float) -> None:
-        """Wait until the scheduler has found a node."""
-        room = min(_ROOM_S, deadline - time.monotonic())
-
-        def settled(pod: Pod | None) -> bool:
-            return pod is None or bool(reading.node(pod)) or reading.port_taken(pod)
-
-        came = await self._pods.until(name, settled, room)
-        pod = self._present(name)
-        if reading.port_taken(pod):
-            raise reading.PortTaken(
-                f"control port {reading.port(pod)} is taken on each node that could take the session; "
-                "try again, or widen [kubernetes] control_ports"
-            )
-        if not came:
-            if why := reading.unplaced(pod):
-                raise reading.no_room(why)
-            raise Unavailable(f"the cluster's scheduler has not looked at pod {name} within {room:.0f} s; is it up?")
-
-    async def _running(self, name: str, deadline: float) -> Pod:
-        """Wait until a pod runs."""
-
-        def settled(pod: Pod | None) -> bool:
-            return pod is None or reading.leaves(pod) or reading.runs(pod) or reading.fault(pod) is not None
-
-        came = await self._pods.until(name, settled, deadline - time.monotonic())
-        pod = self._present(name)
-        if (fault := reading.fault(pod)) is not None and not reading.runs(pod):
-            raise fault
-        if not came:
-            where = reading.node(pod)
-            raise Unavailable(f"pod {name} did not start within {self._shape.wait_s:g} s; look at node {where}")
-        return pod
-
-    def _present(self, name: str) -> Pod:
-        pod = self._pods.get(name)
-        if pod is None or reading.leaves(pod):
-            raise Unavailable(f"pod {name} was deleted before it ran; see who deletes pods of S2CS")
-        return pod
-
-    def _free_control_port(self) -> int:
-        """Choose a port that no pod of this gateway has; the scheduler keeps it from clashing with other pods."""
-        taken = {reading.port(pod) for pod in self._pods}
-        range_ = self._shape.control_ports
-        free = [port for port in range(range_.first, range_.last + 1) if port not in taken]
-        if not free:
-            raise ResourceExhausted(
-                f"all of [kubernetes] control_ports {range_} are in use; release sessions, or widen it"
-            )
-        return random.choice(free)  # noqa: S311
 
     def _member(self, pod: Pod) -> _Member:
         """Make the end of a connection to a pod, and pass on what it tells."""
@@ -347,7 +261,7 @@ class Cluster:
         own = self._identity
         link = Link(name, address, reading.certificate(pod), own.certificate, own.key, self._term)
         server = RemoteDataServer(link)
-        telling = self._spawn(self._pass_on(server.watch()))
+        telling = self._background.begin(self._pass_on(server.watch()))
         member = self._members[id] = _Member(id, name, reading.node(pod), server, telling)
         return member
 
@@ -388,14 +302,14 @@ class Cluster:
             if pod is None:
                 self._doomed.discard(name)
             elif not reading.leaves(pod):
-                self._spawn(self._delete(name))
+                self._background.begin(self._delete(name))
             return
         if not self._opened or name in self._making:
             return
         member = next((each for each in self._members.values() if each.pod == name), None)
         if member is None:
             if pod is not None and not reading.leaves(pod):
-                self._spawn(self._take_up(pod, {home.id for home in self._homes()}))
+                self._background.begin(self._take_up(pod, {home.id for home in self._homes()}))
             return
         gone = f"its pod {name} was deleted from the cluster" if pod is None else reading.over(pod)
         if gone and not member.gone:
@@ -428,9 +342,3 @@ class Cluster:
     async def _pass_on(self, news: Watch) -> None:
         async for event in news:
             self._events.publish(event)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task

@@ -11,7 +11,7 @@ from typing import Any
 from s2cs.s2ds.kubernetes import reading
 from s2cs.s2ds.kubernetes.api import Api, Outdated
 from s2cs.s2ds.kubernetes.reading import Pod
-from scistream.errors import NotFound, ScistreamError
+from scistream.errors import NotFound, ScistreamError, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,17 @@ class Pods:
     def get(self, name: str) -> Pod | None:
         """Give a pod as it is now; None when there is none."""
         return self._pods.get(name)
+
+    def present(self, name: str) -> Pod:
+        """Give a pod that is to be there.
+
+        Raises:
+            Unavailable: it is not, or not for long.
+        """
+        pod = self.get(name)
+        if pod is None or reading.leaves(pod):
+            raise Unavailable(f"pod {name} was deleted before it ran; see who deletes pods of S2CS")
+        return pod
 
     async def open(self) -> None:
         """List them, and begin to follow.

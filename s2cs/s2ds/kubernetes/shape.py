@@ -9,7 +9,7 @@ from math import ceil
 from typing import Any
 
 from s2cs.s2ds.contract import TunnelSpec
-from scistream.vocabulary import PortRange
+from scistream.vocabulary import Endpoint, PortRange
 
 _IDLE_CPU_MILLI = 50  # of a pod that carries nothing; the rest is in proportion to the rate
 _MEMORY_MIB = 128  # of `s2cs s2ds` and a proxy
@@ -83,9 +83,9 @@ class Shape:
         }
         files = {}
         for place in self.places:
-            listen = f"[{place.lan}]:{port}" if ":" in place.lan else f"{place.lan}:{port}"
+            there = toml(server | {"listen": [str(Endpoint(place.lan, port))]})
             addresses = toml({"lan": place.lan, "wan": place.wan})
-            files[f"{place.node}.toml"] = f"[server]\n{toml(server | {'listen': [listen]})}[network]\n{addresses}"
+            files[f"{place.node}.toml"] = f"[server]\n{there}[network]\n{addresses}"
         files = files or {"node.toml": f"[server]\n{toml(server)}[network]\n"}
         return {file: f"{text}ports = {json.dumps(str(self.ports))}\n{self.node}" for file, text in files.items()}
 
