@@ -66,6 +66,7 @@ class Etcd:
             FailedPrecondition: a certificate or key cannot be used.
         """
         self._words = ", ".join(map(str, settings.etcd))
+        self._tls = bool(settings.ca)
         _see_files(settings)
         self._clients = deque(_client(settings, node) for node in settings.etcd)
         self._watched: requests.Response | None = None
@@ -96,7 +97,7 @@ class Etcd:
             try:
                 return question(self._clients[0])
             except (exceptions.ConnectionFailedError, exceptions.ConnectionTimeoutError) as error:
-                why = why or _short(error)
+                why = why or _short(error, self._tls)
             except exceptions.Etcd3Exception as error:
                 details = _details(error)
                 if "space exceeded" in details:
@@ -262,13 +263,15 @@ def _details(error: exceptions.Etcd3Exception) -> str:
         return (error.detail_text or str(error)).strip() or type(error).__name__
 
 
-def _short(error: exceptions.Etcd3Exception) -> str:
+def _short(error: exceptions.Etcd3Exception, tls: bool) -> str:
     words = error.detail_text or ""
+    hung_up = f"it hangs up; {'see [store] certificate' if tls else 'perhaps it wants TLS, see [store] ca'}"
     for sign, short in (
         ("not valid for", "its certificate is for another address"),
         ("CERTIFICATE_VERIFY_FAILED", "its certificate is not from [store] ca"),
         ("EOF occurred", "it hangs up during the TLS handshake; see [store] certificate"),
-        ("RemoteDisconnected", "it hangs up; perhaps it wants TLS, see [store] ca"),
+        ("RemoteDisconnected", hung_up),
+        ("reset by peer", hung_up),
         ("refused", "connection refused"),
         ("timed out", "no answer in time"),
         ("No route", "no route to it"),
