@@ -18,10 +18,12 @@ import scistream
 from s2cs import runtime
 from s2cs.audit.log import directory_of
 from s2cs.commands.common import opened
+from s2cs.credentials import read_certificate
 from s2cs.data_server import access, link, local_config, shape
 from s2cs.identity.authenticator import Methods
 from s2cs.identity.certificates import read_client_ca
 from s2cs.identity.settings import Auth
+from s2cs.lock import running_pid
 from s2cs.policy.decision import hidden_rules
 from s2cs.s2ds import confinement, landlock
 from s2cs.s2ds.config import Containers
@@ -32,7 +34,6 @@ from s2cs.s2ds.launchers import LAUNCHERS
 from s2cs.s2ds.local import LocalDataServer
 from s2cs.s2ds.remote.link import describe
 from s2cs.s2ds.router import DIRECTORY, RELAY
-from s2cs.server import read_certificate, running_pid
 from s2cs.settings import Settings
 from scistream.errors import FailedPrecondition, ScistreamError
 from scistream.vocabulary import Endpoint

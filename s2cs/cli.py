@@ -133,7 +133,9 @@ def reload(file: Path | None) -> None:
 
     What cannot be used is refused, here and there, and the old stays in force.
     """
-    from s2cs.server import RELOADED, read_certificate, running_pid  # noqa: PLC0415
+    from s2cs.credentials import read_certificate  # noqa: PLC0415
+    from s2cs.lock import running_pid  # noqa: PLC0415
+    from s2cs.server import RELOADED  # noqa: PLC0415
 
     settings = load(file)
     read_certificate(settings)

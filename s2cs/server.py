@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import logging
-import os
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import scistream
 from s2cs import notify, runtime
 from s2cs.audit.acts import account
 from s2cs.audit.log import Audit
-from s2cs.control import Control, Credentials
+from s2cs.control import Control
+from s2cs.credentials import credentials_of, methods_of
 from s2cs.data_server import configure, links
 from s2cs.data_server import data_server as data_server_of
 from s2cs.gateway import Gateway
-from s2cs.identity.authenticator import Authenticator, Methods
-from s2cs.identity.certificates import read_client_ca
+from s2cs.identity.authenticator import Authenticator
+from s2cs.lock import locked
 from s2cs.metrics import Metrics
 from s2cs.policy.sessions import objections
 from s2cs.s2ds.confinement import keep_keys_in
@@ -33,8 +32,7 @@ from s2cs.s2ds.nodes import Nodes
 from s2cs.settings import Settings, succeed
 from s2cs.settings_file import fingerprint, load
 from s2cs.store import SqliteStore, Store
-from scistream.errors import FailedPrecondition, InvalidArgument, ScistreamError, Unavailable
-from scistream.x509 import check_server_certificate
+from scistream.errors import ScistreamError, Unavailable
 
 if TYPE_CHECKING:
     from s2cs.replicas.replica import Replica
@@ -43,7 +41,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOCK = "lock"  # in the state directory; holds the process id
 RELOADED = "reloaded"  # the fact that tells how the last reload went
 
 
@@ -66,7 +63,7 @@ async def serve(file: Path | None) -> bool:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.stop.set)
     loop.add_signal_handler(signal.SIGHUP, told.reload.set)
-    with _locked(settings.server.state_dir):
+    with locked(settings.server.state_dir):
         if settings.store.etcd:
             from s2cs.replicas.serving import serve_as_one_of_several  # noqa: PLC0415 - an extra that few have
 
@@ -87,7 +84,7 @@ class Told:
         self.stop, self.reload = asyncio.Event(), asyncio.Event()
 
 
-async def until_told(running: _Running, settings: Settings, file: Path | None, told: Told) -> None:
+async def until_told(running: Running, settings: Settings, file: Path | None, told: Told) -> None:
     """Serve, and read the settings again when that is wanted."""
     where = ", ".join(map(str, settings.server.listen))
     log.info("gateway %s serves on %s", settings.server.name, where)
@@ -119,7 +116,7 @@ async def first_of(task: asyncio.Task[None], *events: asyncio.Event) -> None:
         wait.cancel()
 
 
-class _Running:
+class Running:
     """What a reload changes."""
 
     def __init__(
@@ -194,7 +191,15 @@ class _Running:
 @asynccontextmanager
 async def running(
     settings: Settings, fingerprint: Mapping[str, Any], store: Store, replica: Replica | None = None
-) -> AsyncIterator[_Running]:
+) -> AsyncIterator[Running]:
+    """Be the gateway.
+
+    Args:
+        settings: of this one.
+        fingerprint: which settings they are, for the audit log.
+        store: what outlives this process.
+        replica: where this is one of several S2CS.
+    """
     async with AsyncExitStack() as stack:
         stack.callback(runtime.forget, settings)
         audit = Audit.of(settings)
@@ -205,7 +210,7 @@ async def running(
         stack.push_async_callback(authenticator.close)
         control = Control(gateway, authenticator, metrics, audit)
         page = _page(gateway, control, store, stack)
-        running = _Running(store, gateway, data_server, control, authenticator, audit, page, replica)
+        running = Running(store, gateway, data_server, control, authenticator, audit, page, replica)
         monitoring = _monitoring(gateway, metrics, stack)
         stack.enter_context(_recording(audit, fingerprint))
         await data_server.open()
@@ -264,68 +269,3 @@ async def _close(gateway: Gateway, data_server: LocalDataServer | Nodes | Cluste
         await data_server.leave()
     else:
         await data_server.close()
-
-
-def _locked(directory: Path) -> IO[str]:
-    """Make the state directory and hold it against a second server."""
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = (directory / LOCK).open("a+")
-    except OSError as error:
-        raise FailedPrecondition(
-            f"state directory {directory} cannot be used: {error.strerror}; mend it or change [server] state_dir"
-        ) from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise FailedPrecondition(f"another s2cs runs on state directory {directory}; stop it first") from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
-
-
-def running_pid(settings: Settings) -> int | None:
-    """Tell which process serves these settings' state directory, by its lock; None when none does."""
-    try:
-        with (settings.server.state_dir / LOCK).open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return int((settings.server.state_dir / LOCK).read_text())
-    except OSError:
-        pass
-    return None
-
-
-def read_certificate(settings: Settings) -> tuple[bytes, bytes]:
-    """Read the gateway's own certificate and key (PEM), and see that they fit and are valid.
-
-    Raises:
-        FailedPrecondition: they cannot be read or used.
-    """
-    server = settings.server
-    pems = []
-    for name, path in (("certificate", server.certificate), ("key", server.key)):
-        try:
-            pems.append(path.read_bytes())
-        except OSError as error:
-            raise FailedPrecondition(
-                f"{name} {path} cannot be read: {error.strerror}; mend [server] {name}, or make one with: s2cs init DIR"
-            ) from None
-    certificate, key = pems
-    try:
-        check_server_certificate(certificate, key)
-    except InvalidArgument as error:
-        raise FailedPrecondition(f"certificate {server.certificate} cannot be used: {error}") from None
-    return certificate, key
-
-
-def credentials_of(settings: Settings) -> Credentials:
-    certificates = settings.auth.certificates
-    return Credentials(*read_certificate(settings), certificates.listen, read_client_ca(certificates))
-
-
-def methods_of(settings: Settings) -> Methods:
-    settings.compat.secret()  # at the start, rather than when an old client comes
-    return Methods(settings.auth, settings.compat)

@@ -105,7 +105,7 @@ def kill(uid: str, owner: str, reason: str, file: Path | None) -> None:
 
     It is ended at this gateway. Its streams end at the other one, too, since they have nowhere to go.
     """
-    from s2cs.server import running_pid  # noqa: PLC0415
+    from s2cs.lock import running_pid  # noqa: PLC0415
 
     if len(reason) > _REASON or not reason.isprintable():
         raise InvalidArgument(f"--reason {shown(reason)} is not a printable text of at most {_REASON} characters")

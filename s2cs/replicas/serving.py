@@ -11,8 +11,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from s2cs import notify
+from s2cs.credentials import credentials_of, methods_of
 from s2cs.replicas.replica import Replica
-from s2cs.server import RELOADED, Told, credentials_of, first_of, methods_of, running, until_told
+from s2cs.server import RELOADED, Told, first_of, running, until_told
 from s2cs.settings import Settings
 from s2cs.settings_file import fingerprint, load
 from scistream.errors import ScistreamError, TryAgain
