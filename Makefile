@@ -120,6 +120,6 @@ $(WHEELHOUSE): pyproject.toml constraints.txt | $(PY)
 	@echo "filling dist/wheelhouse"
 	@rm -rf dist/wheelhouse
 	@$(PY) -m pip wheel --quiet --disable-pip-version-check --constraint constraints.txt \
-		--wheel-dir dist/wheelhouse . hatchling
+		--wheel-dir dist/wheelhouse '.[etcd]' hatchling
 	@rm -f dist/wheelhouse/scistream-*.whl
 	@touch $@

@@ -126,7 +126,7 @@ if [ "$(readlink "$home/current" || :)" != "$release" ] || [ ! -e "$release/inst
     trap 'rm -rf "$release" "$source"' EXIT
     (cd "$tree" && cp -R pyproject.toml README.md LICENSE scistream s2cs s2uc templates "$source")
     "$release/bin/python" -m pip install --quiet --disable-pip-version-check --no-cache-dir \
-        --constraint "$tree/constraints.txt" "$source"
+        --constraint "$tree/constraints.txt" "$source[etcd]"
     rm -rf "$source"
     touch "$release/installed"
     trap - EXIT HUP INT TERM

@@ -31,7 +31,7 @@ mkdir -p "$site" "$home/bin" "$root/DEBIAN" "$work/tree"
 $pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$work/wheel" "$work/tree"
 # shellcheck disable=SC2086
 $pip install --quiet --disable-pip-version-check --no-compile --target "$site" --only-binary :all: \
-    --implementation cp --python-version "$python" --constraint "$tree/constraints.txt" "$work"/wheel/scistream-*.whl
+    --implementation cp --python-version "$python" --constraint "$tree/constraints.txt" "$(echo "$work"/wheel/scistream-*.whl)[etcd]"
 rm -rf "$site/bin"
 
 # A virtual environment by hand: it needs no more than this, and nothing of it names the machine that built it.

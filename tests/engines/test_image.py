@@ -87,6 +87,7 @@ def test_the_image_needs_no_rights(compose: Compose) -> None:
         host = found["HostConfig"]
         assert (found["Config"]["User"], host["ReadonlyRootfs"], host["Privileged"]) == ("scistream", True, False)
         assert (host["CapDrop"], host["CapAdd"] or []) == (["ALL"], [])
+        assert compose.inside(service, "python3", "-c", "import s2cs.replicas.etcd").returncode == 0  # the extra, too
         assert compose.inside(service, "id", "-u").stdout.strip() == "10001"
         for place in ("/", "/usr/bin", "/opt/scistream", "/etc"):
             refused = compose.inside(service, "sh", "-c", f"echo >{place}/written").stderr

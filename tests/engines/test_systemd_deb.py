@@ -47,6 +47,7 @@ def test_install_upgrade_remove_and_purge(machine: Machine, packages: Packages) 
     assert machine.show(PRODUCER, "ActiveState") == "active"
     assert machine.said("systemctl", "is-enabled", PRODUCER) == "enabled"
     assert "0.1.0" in machine.said("s2cs", "--version")
+    machine.run("/opt/scistream/bin/python", "-c", "import s2cs.replicas.etcd")  # an extra that is brought
     assert "Debian package" in setup(machine, check=False).stderr
     settings = machine.said("sha256sum", "/etc/scistream/s2cs.toml")
     add_consumer(machine)

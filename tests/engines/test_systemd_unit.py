@@ -68,6 +68,7 @@ def test_setup_a_second_time_changes_nothing(facilities: Machine) -> None:
     assert "all is up to date" in setup(facilities, *LINKS).stderr
     assert facilities.said(*find) == ""
     assert main_pid(facilities) == pid
+    facilities.run("/opt/scistream/current/bin/python", "-c", "import s2cs.replicas.etcd")  # an extra that is brought
     again = setup(facilities, *LINKS, "--", "--name", "other")
     assert "--name other is not used" in again.stderr
 
