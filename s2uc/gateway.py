@@ -124,6 +124,11 @@ class GatewayClient:
     ) -> None:
         await self._channels.close()
 
+    @property
+    def endpoint(self) -> Endpoint:
+        """Which of the gateway's addresses is used now: the one that answered last."""
+        return self._channels.endpoint
+
     async def req(self, request: pb.Request) -> pb.Response:
         """REQ: reserve listeners."""
         return await self._call(lambda stub: stub.req, request)

@@ -11,8 +11,10 @@ from statistics import median
 from typing import Any
 
 from s2uc.gateway import Gateway, GatewayClient
+from s2uc.probe import diagnose
 from scistream.errors import Unavailable
 from scistream.proto import scistream_pb2 as pb
+from scistream.vocabulary import Endpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,8 @@ class Ping:
     """What was found. Times are seconds; `call_s` has one for each call on an open channel."""
 
     gateway: Gateway
-    address: str  # as resolved
+    address: str  # as resolved, of the one that answers
+    others: dict[str, str]  # why each other address of the gateway does not serve; empty when it does
     connect_s: float
     handshake_s: float
     call_s: tuple[float, ...]
@@ -34,6 +37,7 @@ class Ping:
         return {
             "gateway": self.gateway.name,
             "address": self.address,
+            "others": self.others,
             "connect_ms": _ms(self.connect_s),
             "handshake_ms": _ms(self.handshake_s),
             "call_ms": {"min": _ms(min(self.call_s)), "median": _ms(median(self.call_s)), "max": _ms(max(self.call_s))},
@@ -65,17 +69,22 @@ async def ping(gateway: Gateway, count: int = 5, timeout: float = 10.0) -> Ping:
     """
     async with GatewayClient(gateway, timeout) as client:
         description = await client.describe()  # says best what is wrong, and opens the channel
-        address, connect_s, handshake_s, tls = await _connect(gateway, timeout)
+        endpoint = client.endpoint
+        address, connect_s, handshake_s, tls = await _connect(gateway, endpoint, timeout)
         call_s = []
         for _ in range(count):
             begin = time.perf_counter()
             await client.describe()
             call_s.append(time.perf_counter() - begin)
+    others = [each for each in gateway.endpoints if each != endpoint]
+    certified = bool(gateway.certificate)
+    found = await asyncio.gather(*(diagnose(each, gateway.ca_pem, min(timeout, 3.0), certified) for each in others))
     cipher, version, _ = tls.cipher() or ("", "", 0)
     until = ssl.cert_time_to_seconds(str((tls.getpeercert() or {})["notAfter"]))
     return Ping(
         gateway,
         address,
+        {str(each): fault.sentence if fault else "" for each, fault in zip(others, found, strict=True)},
         connect_s,
         handshake_s,
         tuple(call_s),
@@ -86,12 +95,11 @@ async def ping(gateway: Gateway, count: int = 5, timeout: float = 10.0) -> Ping:
     )
 
 
-async def _connect(gateway: Gateway, timeout: float) -> tuple[str, float, float, ssl.SSLObject]:
+async def _connect(gateway: Gateway, endpoint: Endpoint, timeout: float) -> tuple[str, float, float, ssl.SSLObject]:
     """Time the TCP connection and the TLS handshake, which gRPC does not tell."""
     context = ssl.create_default_context(cadata=gateway.ca_pem.decode("ascii") if gateway.ca_pem else None)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(["h2"])
-    endpoint = gateway.endpoint
     try:
         async with asyncio.timeout(timeout):
             begin = time.perf_counter()

@@ -42,6 +42,7 @@ def _words(found: Ping) -> str:
             f"{told['gateway']}: {told['name']} at {told['address']} answers; s2cs {told['version']}",
             f"  connect {told['connect_ms']} ms, TLS handshake {told['handshake_ms']} ms, "
             f"call {call['median']} ms ({call['min']} to {call['max']}, {told['calls']} calls)",
+            *(f"  {address}: {fault or 'serves, too'}" for address, fault in told["others"].items()),
             f"  {tls['version']} {tls['cipher']}, certificate until {found.certificate_until:%Y-%m-%d}",
             f"  you are {told['user']}; {told['free_ports']} ports free",
             *([f"  {told['unready']}"] if told["unready"] else []),

@@ -51,6 +51,21 @@ def test_ping_says_how_far_and_how_a_gateway_is(tmp_path: Path) -> None:
         assert "the connection was refused" in process.stdout
 
 
+def test_ping_says_which_of_several_addresses_serve(tmp_path: Path) -> None:
+    with facilities(tmp_path) as both:
+        user, at, nowhere = both.user, both.aps.address, f"127.0.0.1:{port_block()}"
+        same = at.replace("127.0.0.1", "localhost")
+        files = ("--ca", str(both.aps.directory / "certs/ca.crt"), "--token-file", str(both.aps.directory / "token"))
+        user.s2uc("gateway", "add", "several", f"{nowhere},{at},{same}", *files)
+        (found,) = user.json("ping", "several")["gateways"]
+        assert found["address"] == "127.0.0.1"
+        assert found["others"][same] == ""
+        assert "the connection was refused" in found["others"][nowhere]
+        words = user.s2uc("ping", "several").stdout
+        assert f"  {same}: serves, too" in words
+        assert f"  {nowhere}: the connection was refused" in words
+
+
 def test_ping_of_a_silent_port_ends(tmp_path: Path) -> None:
     with facilities(tmp_path) as both, socket.create_server(("127.0.0.1", port_block())) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
