@@ -8,7 +8,7 @@ const $ = (id) => document.getElementById(id);
 let stream = null; // the event stream, while there is one
 let last = null; // the last frame
 let heard = 0; // the number of the last event that was told
-let answer = null; // settles the question that was asked last
+let settle = null; // settles the question that was asked last
 
 async function post(path, body) {
   const answer = await fetch(path, {
@@ -160,12 +160,12 @@ function sure(what, more, yes, reason) {
   $("reason").value = "";
   $("ask").returnValue = "no";
   $("ask").showModal();
-  answer?.(false);
-  return new Promise((done) => { answer = done; });
+  settle?.(false);
+  return new Promise((done) => { settle = done; });
 }
 
 // A browser tells of a closing a frame later, by when the next question may stand there: it is not that one's answer.
-$("ask").addEventListener("close", () => $("ask").open || answer?.($("ask").returnValue === "yes"));
+$("ask").addEventListener("close", () => $("ask").open || settle?.($("ask").returnValue === "yes"));
 
 async function act(doIt) {
   try {
