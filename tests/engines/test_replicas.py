@@ -28,9 +28,11 @@ import pytest
 from scistream.proto import scistream_pb2 as pb
 from scistream.vocabulary import Endpoint
 from scistream.wire import grpc
+from tests.support.authority import Authority
 from tests.support.etcd import WHY_NOT, Cluster, EtcdNode, running
 from tests.support.gateways import Client, GatewayProcess, gateway
 from tests.support.nodes import NodeProcess, made
+from tests.support.old_client import old_client
 from tests.support.ports import ports
 from tests.support.sessions import Opened, echo, exchange, open_pair
 from tests.support.tunnels import processes_in
@@ -43,6 +45,7 @@ HOSTS = {
     for number, name in enumerate(["s1", "s2", "n1", "n2", "n3", "e1", "e2", "e3", "other", "app"], 5)
 }
 DATA = os.urandom(2_000_000)
+USERS = Authority()
 S2CS = [sys.executable, "-m", "s2cs"]
 PREFIX = "aps"
 GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
@@ -218,6 +221,8 @@ def _second(home: Path, first: GatewayProcess) -> GatewayProcess:
 
 def _share(replica: GatewayProcess, name: str, cluster: Cluster) -> None:
     text = replica.config.read_text().replace("[s2ds]", "[s2ds]\nlocal = false", 1)
+    (replica.directory / "users.crt").write_bytes(USERS.pem)
+    text += f"\n[auth.certificates]\nlisten = ['{HOSTS[name]}:5003']\nca = 'users.crt'\n[compat]\nuser = 'old'\n"
     text += f"\n[store]\netcd = {[str(each) for each in cluster.endpoints]}\nprefix = '{PREFIX}'\n"
     replica.config.write_text(text + f"listen = '{HOSTS[name]}:5002'\n")
     replica.environ["SCISTREAM_SERVER__ON_SHUTDOWN"] = "keep"
@@ -229,7 +234,8 @@ def _add_admin(replicas: dict[str, GatewayProcess]) -> None:
     token = replicas["s1"].directory / "token"
     token.unlink()
     words = ["user", "add", "admin", "--admin", "--token-file", str(token)]
-    for name, command in (("s1", words), ("s2", ["user", "list"]), ("s2", ["check"])):
+    old = ["user", "add", "old", "--token-file", str(token.with_name("old-token"))]
+    for name, command in (("s1", words), ("s1", old), ("s2", ["user", "list"]), ("s2", ["check"])):
         config = str(replicas[name].config)
         run = subprocess.run(
             [*at(name), *S2CS, *command, "--config", config],
@@ -239,7 +245,7 @@ def _add_admin(replicas: dict[str, GatewayProcess]) -> None:
             env=os.environ | replicas[name].environ,
         )
         assert run.returncode == 0, run.stdout + run.stderr
-    assert "can be used, and has 1 users" in run.stdout
+    assert "can be used, and has 2 users" in run.stdout
     (replicas["s2"].directory / "token").write_text(token.read_text())
 
 
@@ -495,6 +501,44 @@ def test_what_operators_do(site: Site) -> None:
     assert site.clients[other].describe(pb.DescribeRequest(), timeout=20).user == "admin"  # type: ignore[operator]
     print(f"seen: S2CS stopped by its operator: the other one answers after {time.monotonic() - begin:.1f} s")
     site.replicas[leader].start()
+
+
+@inside
+def test_callers_by_certificate_at_the_one_that_follows(site: Site) -> None:
+    """One S2CS checks the certificate, and another one decides; a caller's own word of a certificate is nothing."""
+    other = site.replicas[site.other(site.leader())]
+    pem, key = USERS.issue("alice")
+    words = (("scistream-certificate-bin", pem), ("scistream-peer", "ipv4:192.0.2.1:1"))
+    with grpc.secure_channel(
+        f"{other.address.rpartition(':')[0]}:5003", grpc.ssl_channel_credentials(other.ca, key, pem)
+    ) as channel:
+        found = Client(channel, "").stub.describe(pb.DescribeRequest(), timeout=20)
+    assert (found.user, found.method) == ("cert:alice", "certificate")
+    with grpc.secure_channel(other.address, grpc.ssl_channel_credentials(other.ca)) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            Client(channel, "").stub.describe(pb.DescribeRequest(), metadata=words, timeout=20)
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+@inside
+def test_an_old_client_waits_over_the_death_of_the_one_that_leads(site: Site) -> None:
+    """Its `req` answers when the application has said Hello, whoever leads by then."""
+    leader = site.leader()
+    other = site.other(leader)
+    uid, at_other = "old-1", site.replicas[other]
+
+    def is_known() -> bool:
+        return uid in {each.uid for each in site.clients[other].list(pb.ListRequest()).sessions}  # type: ignore[operator]
+
+    with old_client(at_other.address, at_other.ca) as client, echo(HOSTS["app"]) as application:
+        waiting = client.start("req", uid=uid, role="PROD", num_conn=1, rate=0)
+        soon(is_known)
+        site.replicas[leader].stop(signal.SIGKILL)
+        where = [str(application.endpoint)]
+        tried(lambda: client.call("hello", uid=uid, role="PROD", prod_listeners=where))
+        assert list(waiting.result(timeout=30).prod_listeners) == where
+        client.call("release", uid=uid)
+        site.replicas[leader].start()
 
 
 @inside
