@@ -218,7 +218,7 @@ class DataServer(Protocol):
         ...
 
     async def start(self, id: str, bridge: Bridge) -> None:
-        """Open the way; return when connections are served.
+        """Open the way; return when connections are served. Given up, it ends what it has begun, unless it was done.
 
         Raises:
             NotFound: no such tunnel.

@@ -103,13 +103,19 @@ class Router:
         if ways:
             self._ways[tunnel] = ways
         less, more = _difference(before, ways)
-        async with self._lock:
-            try:
+        told = False
+        try:
+            async with self._lock:
+                if self._stale:  # what is not known to be there is looked up, rather than taken for granted
+                    self._stale = False
+                    less, more = _difference(await self._there(), self._wanted())
                 await self._change(less, more)
-            except Unavailable:
-                self._stale = True
-                if more:
-                    raise
+                told = True
+        except Unavailable:
+            if more:
+                raise
+        finally:  # given up, too
+            self._stale = self._stale or not told
 
     async def tidy(self) -> None:
         """Keep the log from filling the disk, and tell the relay what it has missed."""
@@ -220,13 +226,20 @@ class Router:
     async def _reconcile(self) -> None:
         """Compare the relay's table with what is wanted; tried again later where it does not answer."""
         try:
-            lines = (line.split() for line in (await self._ask(f"show map {_WAYS}")).splitlines())
-            there = {words[1]: int(words[2]) for words in lines if len(words) == 3}
-            await self._change(*_difference(there, self._wanted()))
             self._stale = False
+            await self._change(*_difference(await self._there(), self._wanted()))
         except Unavailable as error:
             self._stale = True
             log.error("%s; it is tried again", error)
+
+    async def _there(self) -> dict[str, int]:
+        """Ask the running relay for its table; empty when there is none.
+
+        Raises:
+            Unavailable: it does not answer.
+        """
+        lines = (line.split() for line in (await self._ask(f"show map {_WAYS}")).splitlines())
+        return {words[1]: int(words[2]) for words in lines if len(words) == 3}
 
     async def _change(self, less: Iterable[str], more: Mapping[str, int]) -> None:
         """Change the table of the running relay.

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from s2cs.s2ds import router
+from s2cs.s2ds.contract import TunnelState
 from s2cs.s2ds.local import LocalDataServer
 from s2cs.s2ds.router import DIRECTORY
 from scistream.errors import FailedPrecondition, Unavailable
@@ -168,6 +169,31 @@ async def test_a_relay_that_does_not_answer_is_told_of_and_gets_what_it_missed(
         async with calling(at, second) as caller:
             assert await caller.ask(b"?") == b"a ?"
         assert processes_in(tmp_path / DIRECTORY) == [relay]
+
+
+async def test_an_update_given_up_before_the_relay_knew_of_it_is_made_up_for(tmp_path: Path, range_: PortRange) -> None:
+    async with local(config(tmp_path, range_, flavour(NAME))) as server, application(answering(b"a")) as target:
+        session, renewed = Session("scan-7"), Session("scan-7")
+        reserved = await server.reserve(session.spec(Role.PROD, id="x"))
+        await server.start("x", session.bridge(reserved, Role.PROD, target))
+        other = Session()
+        busy = await server.reserve(other.spec(Role.PROD, id="busy"))
+        (relay,) = processes_in(tmp_path / DIRECTORY)
+        os.kill(relay, signal.SIGSTOP)
+        waits = asyncio.create_task(server.start("busy", other.bridge(busy, Role.PROD, target)))
+        async with asyncio.timeout(20):
+            while (await server.list("busy"))[0].state is not TunnelState.RUNNING:
+                await asyncio.sleep(0.02)
+        update = asyncio.create_task(server.update("x", renewed.bridge(reserved, Role.PROD, target)))
+        await asyncio.sleep(0.1)
+        update.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await update
+        os.kill(relay, signal.SIGCONT)
+        await waits
+        await server.update("x", renewed.bridge(reserved, Role.PROD, target))
+        async with calling(reserved.listeners[0], renewed) as caller:
+            assert await caller.ask(b"?") == b"a ?"
 
 
 async def test_a_relay_that_cannot_come_up_holds_nobody_up(
