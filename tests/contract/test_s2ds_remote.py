@@ -16,14 +16,16 @@ from typing import Any
 
 import pytest
 
+from s2cs.node import _credentials
+from s2cs.node_settings import load_node
 from s2cs.s2ds import contract
 from s2cs.s2ds.contract import Change, TunnelState
 from s2cs.s2ds.remote import s2ds_pb2 as pb
 from s2cs.s2ds.remote.client import RemoteDataServer
 from s2cs.s2ds.remote.link import Link, describe
-from s2cs.s2ds.remote.s2ds_pb2_grpc import DataServerStub
+from s2cs.s2ds.remote.s2ds_pb2_grpc import DataServerServicer, DataServerStub, add_DataServerServicer_to_server
 from scistream.errors import FailedPrecondition, ScistreamError, TryAgain, Unavailable
-from scistream.vocabulary import Endpoint, Role
+from scistream.vocabulary import Endpoint, PortRange, Role
 from scistream.wire import grpc
 from tests.support.nodes import NodeProcess, gateway_settings, link_to, made
 from tests.support.nodes import node as node_process
@@ -195,6 +197,46 @@ async def test_messages_that_mean_nothing_are_refused(node: NodeProcess, method:
             await getattr(DataServerStub(channel), method)(message, timeout=5)
         assert fault.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert (await DataServerStub(channel).List(pb.Tunnels(), timeout=5)).tunnels == []
+
+
+class Strange(DataServerServicer):
+    """A node of another version, or of nobody's: what it answers can be read, and means nothing."""
+
+    def __init__(self, tunnels: list[pb.Tunnel]) -> None:
+        self.tunnels = tunnels
+
+    async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.News]:
+        while True:
+            yield pb.News(node=pb.Node(name="n1"))
+            await asyncio.sleep(0.2)
+
+    async def List(self, request: pb.Tunnels, context: Any) -> pb.TunnelList:
+        return pb.TunnelList(tunnels=self.tunnels)
+
+    async def ReqListeners(self, request: pb.Reserve, context: Any) -> pb.Reservation:
+        return pb.Reservation(backend="nginx", listeners=["nowhere"] if request.id == "x" else ["127.0.0.1:9"])
+
+
+async def test_a_node_that_says_what_is_not_understood_is_lost_and_holds_nobody_up(tmp_path: Path) -> None:
+    """Nor does S2CS start never, nor take for a node in touch one whose tunnels it cannot know."""
+    with ports(4) as range_:
+        address = Endpoint("127.0.0.1", range_.first)
+        there = made(gateway_settings(tmp_path / "g"), "n1", address, PortRange(20000, 20001), tmp_path / "n1")
+        node, server = Strange([pb.Tunnel(id="a", state="DANCING")]), grpc.aio.server()
+        add_DataServerServicer_to_server(node, server)
+        server.add_secure_port(str(address), _credentials(load_node(there.bundle))[0])
+        await server.start()
+        async with opened(there.link) as found:  # and not later than it is lost
+            assert "DANCING" in found.lost
+            assert "compare versions" in found.lost
+            node.tunnels = []
+            while found.lost:
+                await asyncio.sleep(0.05)
+            with pytest.raises(Unavailable, match="not known here: address 'nowhere'"):
+                await found.reserve(Session().spec(Role.PROD, id="x"))
+            with pytest.raises(Unavailable, match="reserved 1 of 2"):
+                await found.reserve(Session().spec(Role.PROD, 2))
+            await server.stop(0)
 
 
 # Who is let in

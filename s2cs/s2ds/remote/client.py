@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.contract import (
@@ -34,11 +34,14 @@ from s2cs.s2ds.remote import s2ds_pb2 as pb
 from s2cs.s2ds.remote.link import LOST_S, Link, reason_of
 from s2cs.s2ds.remote.s2ds_pb2_grpc import DataServerStub
 from s2cs.s2ds.remote.told import Told
-from scistream.errors import ScistreamError, Unavailable
+from scistream.errors import InvalidArgument, ScistreamError, Unavailable
 from scistream.vocabulary import Role
 from scistream.wire import OWN_WORDS, error_from, grpc
 
 log = logging.getLogger(__name__)
+
+_M = TypeVar("_M")
+_T = TypeVar("_T")
 
 _AGAIN_S = 0.2  # between attempts
 _ATTEMPT_S = 5.0  # for an answer, before the question is sent again
@@ -116,7 +119,11 @@ class RemoteDataServer:
         message = await self._given_up_with(request.call, self._ask("ReqListeners", request, _RESERVE_S))
         self._told.expect([spec.id])
         self._info = codec.node_from(message.node)
-        return codec.reservation_from(message)
+        reservation = self._understood(codec.reservation_from, message)
+        if len(reservation.listeners) != spec.num_conn:
+            found = f"{len(reservation.listeners)} of {spec.num_conn} listeners"
+            raise Unavailable(f"node {self.name} has reserved {found}; compare versions")
+        return reservation
 
     async def start(self, id: str, bridge: Bridge) -> None:
         """Open the way; return when connections are served."""
@@ -151,10 +158,7 @@ class RemoteDataServer:
     async def list(self, *ids: str) -> tuple[TunnelStatus, ...]:
         """All tunnels there are, or those there are of these ids."""
         message = await self._ask("List", pb.Tunnels(ids=ids), _LIST_S)
-        try:
-            found = tuple(map(codec.tunnel_from, message.tunnels))
-        except ValueError as error:
-            raise Unavailable(f"node {self.name} speaks of what is not known here: {error}; compare versions") from None
+        found = tuple(self._understood(codec.tunnel_from, each) for each in message.tunnels)
         self._last.update((status.id, status) for status in found)
         return found
 
@@ -172,7 +176,7 @@ class RemoteDataServer:
         """Try each leg of a tunnel that is open."""
         lead = codec.lead_to(id, bridge, pb.Call())
         message = await self._ask("Verify", pb.VerifyRequest(lead=lead, passive=passive), _START_S, _START_S)
-        return tuple(map(codec.leg_check_from, message.legs))
+        return tuple(self._understood(codec.leg_check_from, each) for each in message.legs)
 
     def watch(self) -> Watch:
         """Follow what happens to tunnels, from this call on."""
@@ -221,6 +225,12 @@ class RemoteDataServer:
                 request.call.again = True
             await asyncio.sleep(_AGAIN_S)
         raise Unavailable(f"node {self.name} did not answer within {deadline_s:g} s: {why}")
+
+    def _understood(self, read: Callable[[_M], _T], message: _M) -> _T:
+        try:
+            return read(message)
+        except (ValueError, InvalidArgument) as error:
+            raise Unavailable(f"node {self.name} speaks of what is not known here: {error}; compare versions") from None
 
     async def _given_up_with(self, call: pb.Call, asked: Any) -> Any:
         """Wait for an answer; when nobody waits any more, let the node end what it has begun."""
@@ -277,16 +287,16 @@ class RemoteDataServer:
                     news = await watch.read()
                 if news is grpc.aio.EOF:
                     return "it has stopped"
-                self._seen = time.monotonic()
-                if news.id:
-                    event = codec.event_from(news)
-                    self._told.note(event)
-                    self._events.publish(event)
-                    continue
-                self._info = codec.node_from(news.node)
+                if not news.id:
+                    self._info = codec.node_from(news.node)
                 if not compared:
                     await self._compare()
                     compared = True
+                if news.id:
+                    event = self._understood(codec.event_from, news)
+                    self._told.note(event)
+                    self._events.publish(event)
+                self._seen = time.monotonic()  # what is not understood is no sign of life
         except asyncio.CancelledError:
             if _is_cancelled():
                 raise
@@ -295,6 +305,8 @@ class RemoteDataServer:
             return f"it has not been heard for {LOST_S:g} s"
         except grpc.aio.AioRpcError as error:
             return reason_of(error)
+        except ScistreamError as error:
+            return str(error)
         finally:
             watch.cancel()
             self._news = None  # which would keep the connection
@@ -302,7 +314,7 @@ class RemoteDataServer:
     async def _compare(self) -> None:
         """Be in touch: tell what has become of the tunnels meanwhile."""
         message = await self._stub.List(pb.Tunnels(), timeout=_LIST_S, metadata=self._link.marks())
-        found = {status.id: status for status in map(codec.tunnel_from, message.tunnels)}
+        found = {each.id: self._understood(codec.tunnel_from, each) for each in message.tunnels}
         self._last = found
         gone = f"node {self.name} was started anew and does not have it"
         for event in self._told.compared(found, bool(self.lost), gone):
