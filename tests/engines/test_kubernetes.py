@@ -157,6 +157,55 @@ def test_a_stream_through_two_pods(kube: Cluster, user: User, backend: str) -> N
         flow.ends_whole()
 
 
+_UDP_ECHO = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as echo:
+    echo.bind(("127.0.0.1", int(sys.argv[1])))
+    while True:
+        echo.sendto(*echo.recvfrom(65536))
+"""
+_UDP_ASK = """
+import os, socket, sys
+host, _, port = sys.argv[1].rpartition(":")
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as flow:
+    flow.settimeout(1)
+    for length in (1, 1400, 9000, 60000):
+        data, answer = os.urandom(length), b""
+        for _ in range(10):  # what is lost is sent again
+            flow.sendto(data, (host, int(port)))
+            try:
+                answer = flow.recv(65536)
+            except TimeoutError:
+                continue
+            break
+        assert answer == data, length
+"""
+
+
+@pytest.mark.usefixtures("clean")
+def test_udp_through_two_pods(kube: Cluster, user: User, pair: tuple[Gateway, Gateway]) -> None:
+    port = next(_app_ports)
+    application = kube.popen("python3", "-c", _UDP_ECHO, str(port))
+    request = ("request", "--json", "--producer", "producer", "--consumer", "consumer", "--protocol", "udp")
+    try:
+        listens = f"127.0.0.1:{port}"
+        answer = json.loads(user.s2uc(*request, "--unencrypted", "--prod-listeners", listens).stdout)
+        (listener,) = answer["consumer"]["listeners"]
+        kube.run("python3", "-c", _UDP_ASK, listener)
+        for each in pair:
+            each.stop(signal.SIGKILL)
+            each.start()
+        for pod in kube.pods(answer["uid"]):
+            for pid in node_processes(kube, pod, b"nginx: master"):
+                os.kill(pid, signal.SIGKILL)
+        eventually("the session is mended", lambda: user.states(answer["uid"]) == ["ACTIVE", "ACTIVE"])
+        kube.run("python3", "-c", _UDP_ASK, listener)
+        user.s2uc("release", answer["uid"])
+    finally:
+        application.kill()
+        application.wait()
+
+
 @pytest.mark.usefixtures("clean")
 def test_killed_control_servers_take_their_pods_up_again(user: User, pair: tuple[Gateway, Gateway]) -> None:
     with streaming(user) as flow:

@@ -62,8 +62,8 @@ def test_the_contract_of_data_servers(machine: Machine) -> None:
     """The suite that all data servers pass, in that machine."""
     options = ["-q", "-p", "no:cacheprovider", "-m", "engines", "-k", "systemd", "--rootdir", str(ROOT)]
     options += ["-c", f"{ROOT}/pyproject.toml"]
-    suite = str(ROOT / "tests/contract/test_s2ds.py")
-    run = machine.run(sys.executable, "-m", "pytest", *options, suite, check=False)
+    suites = [str(ROOT / f"tests/contract/{name}.py") for name in ("test_s2ds", "test_s2ds_udp")]
+    run = machine.run(sys.executable, "-m", "pytest", *options, *suites, check=False)
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
     assert "passed" in run.stdout
     all_gone(machine)

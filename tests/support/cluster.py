@@ -127,6 +127,7 @@ class Gateway:
             **cluster.account(directory),
             "SCISTREAM_S2DS__IMAGE": IMAGE,
             "SCISTREAM_POLICY__TARGETS": '["127.0.0.0/8"]',
+            "SCISTREAM_POLICY__TRUSTED_WAN": f'["{NODE}/32"]',
             **environ,
         }
 
