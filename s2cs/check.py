@@ -37,9 +37,10 @@ from s2cs.s2ds.router import DIRECTORY, RELAY
 from s2cs.settings import Settings
 from scistream.errors import FailedPrecondition, ScistreamError
 from scistream.vocabulary import Endpoint
-from scistream.x509 import check_server_certificate
+from scistream.x509 import SKEW, check_server_certificate
 
 _EXPIRY_WARNING_DAYS = 30
+_CLOCK_S = 10  # more than an answer takes
 _DESCRIPTORS_PER_CONNECTION = 4
 
 
@@ -185,9 +186,12 @@ def _own_ports(settings: Settings) -> Iterator[tuple[str, Endpoint]]:
 
 
 def _listeners(settings: Settings) -> Iterator[Finding]:
+    known: dict[Endpoint, str] = {}
     for what, endpoint in _own_ports(settings):
         error = _bind(endpoint.host, endpoint.port)
-        if error is None:
+        if (other := known.setdefault(endpoint, what)) is not what:
+            yield Finding(False, f"{what} {endpoint} is the {other}, too; change one of them")
+        elif error is None:
             yield Finding(True, f"{what} {endpoint} is free")
         elif error.errno == errno.EADDRINUSE and running_pid(settings) is not None:
             yield Finding(True, f"{what} {endpoint} is in use; this gateway is running")
@@ -258,6 +262,14 @@ def _nodes(settings: Settings) -> Iterator[Finding]:
         if info.version != scistream.__version__:
             text = f"node {node.name} runs version {info.version}, and this is {scistream.__version__}"
             yield Finding(True, f"{text}; install the same", warning=True)
+        own = settings.network.wan_port
+        if info.wan_port != own and (own or settings.s2ds.local):
+            text = f"node {node.name} has wan_port {info.wan_port}, and this gateway {own}"
+            yield Finding(True, f"{text}; let the firewall know of both, or change one", warning=True)
+        if (off := abs(info.ahead_s)) > _CLOCK_S:
+            how = "ahead of" if info.ahead_s > 0 else "behind"
+            text = f"the clock of node {node.name} is {off:.0f} s {how} this host's; set both by NTP"
+            yield Finding(off <= SKEW.total_seconds(), text, warning=True)
 
 
 def _lasting(what: str, path: Path) -> Iterator[Finding]:

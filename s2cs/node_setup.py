@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tomllib
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -64,6 +65,11 @@ def add(file: Path, name: str, at: str, lan: str, wan: str, ports: str, rate: st
         FailedPrecondition: a file cannot be written.
         SettingsError: the gateway's settings would not be good any more; they are left as they are.
     """
+    with _alone(file):
+        _add(file, name, at, lan, wan, ports, rate, bundle)
+
+
+def _add(file: Path, name: str, at: str, lan: str, wan: str, ports: str, rate: str, bundle: Path) -> None:
     settings = load(file)
     if not NODE_NAME.fullmatch(name) or name == LOCAL:
         raise InvalidArgument(
@@ -79,6 +85,8 @@ def add(file: Path, name: str, at: str, lan: str, wan: str, ports: str, rate: st
     range_ = PortRange.parse(ports) if ports else settings.network.ports
     if range_.first <= address.port <= range_.last:
         raise InvalidArgument(f"port {address.port} of {address} is among the sessions' ports {range_}; move one")
+    if (address.host, address.port) == (wan, settings.network.wan_port):
+        raise InvalidArgument(f"port {address.port} of {address} is the node's wan_port, too; move one")
     entry = f'\n[[s2ds.nodes]]\nname = "{name}"\naddress = "{address}"\ncertificate = "{{certificate}}"\n'
     entry += f'lan = "{lan}"\nwan = "{wan}"\n'
     if rate:
@@ -118,6 +126,18 @@ def add(file: Path, name: str, at: str, lan: str, wan: str, ports: str, rate: st
         raise
 
 
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Let no other command change these settings, and the certificates beside them, meanwhile."""
+    load(file)  # which says what is wrong with it
+    directory = os.open(file.resolve().parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
+
+
 def _end() -> datetime:
     return datetime.now(UTC) + timedelta(days=_DAYS)
 
@@ -146,6 +166,11 @@ def remove(file: Path, name: str) -> None:
             written.
         SettingsError: the settings would not be good without it; they are left as they are.
     """
+    with _alone(file):
+        _remove(file, name)
+
+
+def _remove(file: Path, name: str) -> None:
     settings = load(file)
     node = node_of(settings, name)
     left = tuple(each for each in settings.s2ds.nodes if each is not node)

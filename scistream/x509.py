@@ -23,7 +23,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from scistream.errors import InvalidArgument
 from scistream.vocabulary import Role, Uid
 
-_SKEW = timedelta(minutes=5)  # how far two facilities' clocks may be apart
+SKEW = timedelta(minutes=5)
+"""How far two hosts' clocks may be apart."""
 # What `cryptography` raises on bytes that are no good certificate or request; some of it only when a part is read.
 UNREADABLE = (
     ValueError,
@@ -319,7 +320,7 @@ def _builder(
         .issuer_name(issuer)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(min(now, not_after) - _SKEW)
+        .not_valid_before(min(now, not_after) - SKEW)
         .not_valid_after(not_after)
         .add_extension(x509.BasicConstraints(ca=is_ca, path_length=0 if is_ca else None), critical=True)
         .add_extension(

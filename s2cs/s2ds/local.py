@@ -266,6 +266,11 @@ class LocalDataServer:
         """How many ports there are for each role."""
         return len(self._config.ports)
 
+    @property
+    def wan_port(self) -> int:
+        """The one for all sessions that come in; 0: each has ports of its own."""
+        return self._config.wan_port
+
     def free_ports(self, role: Role) -> int:
         """How many listeners could still be reserved for a role, if no other program uses the range."""
         own = {each: self._config.interface(each, self._config.wan_port).bind for each in Role}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import signal
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import fields, replace
@@ -16,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from s2cs import check
 from s2cs.node import _credentials
 from s2cs.node_settings import load_node
 from s2cs.s2ds import contract
@@ -24,6 +27,7 @@ from s2cs.s2ds.remote import s2ds_pb2 as pb
 from s2cs.s2ds.remote.client import RemoteDataServer
 from s2cs.s2ds.remote.link import Link, describe
 from s2cs.s2ds.remote.s2ds_pb2_grpc import DataServerServicer, DataServerStub, add_DataServerServicer_to_server
+from s2cs.settings_file import load
 from scistream.errors import FailedPrecondition, ScistreamError, TryAgain, Unavailable
 from scistream.vocabulary import Endpoint, PortRange, Role
 from scistream.wire import grpc
@@ -213,6 +217,9 @@ class Strange(DataServerServicer):
     async def List(self, request: pb.Tunnels, context: Any) -> pb.TunnelList:
         return pb.TunnelList(tunnels=self.tunnels)
 
+    async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.Node:
+        return pb.Node(name="n1", wan_port=30999, clock_ms=round((time.time() + 3600) * 1000))
+
     async def ReqListeners(self, request: pb.Reserve, context: Any) -> pb.Reservation:
         return pb.Reservation(backend="nginx", listeners=["nowhere"] if request.id == "x" else ["127.0.0.1:9"])
 
@@ -236,6 +243,11 @@ async def test_a_node_that_says_what_is_not_understood_is_lost_and_holds_nobody_
                 await found.reserve(Session().spec(Role.PROD, id="x"))
             with pytest.raises(Unavailable, match="reserved 1 of 2"):
                 await found.reserve(Session().spec(Role.PROD, 2))
+            looked_at = await asyncio.to_thread(check.check, load(tmp_path / "g/s2cs.toml"))
+            faults = [finding.text for finding in looked_at if "n1" in finding.text and not finding.ok]
+            assert len(faults) == 1
+            assert re.search(r"clock of node n1 is 3[56]\d\d s ahead of this host's", faults[0])
+            assert any("n1 has wan_port 30999, and this gateway 0" in finding.text for finding in looked_at)
             await server.stop(0)
 
 
@@ -243,7 +255,9 @@ async def test_a_node_that_says_what_is_not_understood_is_lost_and_holds_nobody_
 
 
 async def test_only_the_gateway_is_let_in_and_only_the_node_is_believed(node: NodeProcess, tmp_path: Path) -> None:
-    assert (await describe(node.link)).name == "n1"
+    info = await describe(node.link)
+    assert (info.name, info.wan_port) == ("n1", 0)
+    assert abs(info.ahead_s) < 60
     settings = gateway_settings(tmp_path / "other")
     with ports(20) as range_:
         made(settings, "n1", node.link.address, range_, tmp_path / "n1")

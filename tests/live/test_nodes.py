@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +20,16 @@ from typing import Any
 
 import pytest
 
+from s2cs.node_setup import remove
 from s2cs.s2ds.backends import BACKENDS
+from s2cs.settings_file import load
 from scistream.proto import scistream_pb2 as pb
-from scistream.vocabulary import Endpoint
+from scistream.vocabulary import Endpoint, PortRange
 from scistream.wire import grpc
+from scistream.x509 import check_server_certificate
 from tests.support import programs
 from tests.support.gateways import Client, GatewayProcess, gateway
-from tests.support.nodes import NodeProcess, made
+from tests.support.nodes import NodeProcess, gateway_settings, made
 from tests.support.pages import ROOT, blocks
 from tests.support.ports import ports
 from tests.support.sessions import Opened, echo, exchange, open_pair
@@ -321,10 +325,23 @@ def test_metrics_tell_of_each_node(site: Site) -> None:
     assert {"scistream_ports_limit 40.0", 'scistream_ports_free{side="lan"} 40.0'} <= set(text.splitlines())
 
 
+def test_nodes_that_are_added_and_removed_at_once_are_all_there_and_gone(tmp_path: Path) -> None:
+    config = gateway_settings(tmp_path / "g")
+    range_, names = PortRange(21000, 21099), [f"n{number}" for number in range(6)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        at = Endpoint("127.0.0.1", 5010)
+        nodes = list(pool.map(lambda name: made(config, name, at, range_, tmp_path / name), names))
+        assert {node.name for node in load(config).s2ds.nodes} == set(names)
+        check_server_certificate(nodes[0].link.certificate, nodes[0].link.key)
+        assert len({node.link.certificate for node in nodes}) == 1
+        list(pool.map(lambda name: remove(config, name), names))
+    assert load(config).s2ds.nodes == ()
+
+
 def test_nodes_are_added_and_what_cannot_be_is_refused(tmp_path: Path) -> None:
     subprocess.run([*S2CS, "init", str(tmp_path / "g"), "--metrics-port", "0"], check=True, capture_output=True)
     config = tmp_path / "g/s2cs.toml"
-    before = config.read_text()
+    config.write_text(before := config.read_text().replace("[network]", "[network]\nwan_port = 31000"))
 
     def add(*words: str) -> subprocess.CompletedProcess[str]:
         command = [*S2CS, "nodes", "add", *words, "--config", str(config)]
@@ -335,6 +352,7 @@ def test_nodes_are_added_and_what_cannot_be_is_refused(tmp_path: Path) -> None:
         (("Big", "127.0.0.1:5010"), "lower-case"),
         (("gw2", "gw2.example.org:5010"), "--lan 'gw2.example.org' is not an IP address"),
         (("gw2", "127.0.0.1:30001"), "among the sessions' ports"),
+        (("gw2", "127.0.0.1:31000"), "is the node's wan_port, too"),
         (("gw2", "127.0.0.1:5010", "--rate", "fast"), "not a rate"),
         (("gw2", "127.0.0.1:5010", "--bundle", str(config)), "is there already"),
     ):

@@ -106,10 +106,19 @@ def test_check_finds_every_fault_at_once(made: Path) -> None:
     made.parent.joinpath("state").chmod(0o755)
     edit(made, 'lan = "127.0.0.1"', 'lan = "192.0.2.77"')
     edit(made, 'backend = "auto"', 'backend = "haproxy"\nprograms = { haproxy = "/nowhere/haproxy" }')
+    control = re.search(r'listen = \["127.0.0.1:(\d+)"\]', made.read_text())
+    assert control
+    edit(made, "[network]", f"[network]\nwan_port = {control[1]}")
     done = s2cs("check", "--config", made, exit_status=1)
     faults = [line for line in done.stdout.splitlines() if line.startswith("FAULT")]
-    assert len(faults) == 4
-    for words in ("server.key cannot be read", "chmod 700", "192.0.2.77 is not an address", "haproxy"):
+    assert len(faults) == 5
+    for words in (
+        "server.key cannot be read",
+        "chmod 700",
+        "192.0.2.77 is not an address",
+        "haproxy",
+        "is the control port, too",
+    ):
         assert any(words in fault for fault in faults), words
 
 

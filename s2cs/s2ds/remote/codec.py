@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -39,6 +40,8 @@ class NodeInfo:
     backends: tuple[BackendInfo, ...]
     free_ports: dict[Role, int]
     most_ports: int
+    wan_port: int = 0  # of all sessions that come in; 0: each has ports of its own
+    ahead_s: float = 0  # its clock, of this host's; less than 0 when it is behind
 
 
 def reserve_to(spec: TunnelSpec, call: pb.Call) -> pb.Reserve:
@@ -235,7 +238,7 @@ def event_from(message: pb.News) -> TunnelEvent:
     return TunnelEvent(message.id, Change(message.change), message.reason)
 
 
-def node_to(name: str, server: DataServer) -> pb.Node:
+def node_to(name: str, server: DataServer, wan_port: int) -> pb.Node:
     """Write down what a node is and has left."""
     backends = [
         pb.Backend(
@@ -254,6 +257,8 @@ def node_to(name: str, server: DataServer) -> pb.Node:
         free_ports_wan=server.free_ports(Role.PROD),
         free_ports_lan=server.free_ports(Role.CONS),
         most_ports=server.most_ports(),
+        wan_port=wan_port,
+        clock_ms=round(time.time() * 1000),
     )
 
 
@@ -271,4 +276,5 @@ def node_from(message: pb.Node) -> NodeInfo:
         for info in message.backends
     )
     free = {Role.PROD: message.free_ports_wan, Role.CONS: message.free_ports_lan}
-    return NodeInfo(message.name, message.version, backends, free, message.most_ports)
+    ahead_s = message.clock_ms / 1000 - time.time() if message.clock_ms else 0
+    return NodeInfo(message.name, message.version, backends, free, message.most_ports, message.wan_port, ahead_s)

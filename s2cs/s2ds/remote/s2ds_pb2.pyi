@@ -559,6 +559,8 @@ class Node(_message.Message):
     FREE_PORTS_WAN_FIELD_NUMBER: _builtins.int
     FREE_PORTS_LAN_FIELD_NUMBER: _builtins.int
     MOST_PORTS_FIELD_NUMBER: _builtins.int
+    WAN_PORT_FIELD_NUMBER: _builtins.int
+    CLOCK_MS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.str
     free_ports_wan: _builtins.int
@@ -566,6 +568,10 @@ class Node(_message.Message):
     free_ports_lan: _builtins.int
     most_ports: _builtins.int
     """of each side"""
+    wan_port: _builtins.int
+    """of all sessions that come in; 0: each has ports of its own"""
+    clock_ms: _builtins.int
+    """its wall clock, since 1970; 0: not told"""
     @_builtins.property
     def backends(self) -> _containers.RepeatedCompositeFieldContainer[Global___Backend]: ...
     def __init__(
@@ -577,10 +583,12 @@ class Node(_message.Message):
         free_ports_wan: _builtins.int = ...,
         free_ports_lan: _builtins.int = ...,
         most_ports: _builtins.int = ...,
+        wan_port: _builtins.int = ...,
+        clock_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "free_ports_lan", b"free_ports_lan", "free_ports_wan", b"free_ports_wan", "most_ports", b"most_ports", "name", b"name", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "clock_ms", b"clock_ms", "free_ports_lan", b"free_ports_lan", "free_ports_wan", b"free_ports_wan", "most_ports", b"most_ports", "name", b"name", "version", b"version", "wan_port", b"wan_port"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

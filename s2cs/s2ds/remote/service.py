@@ -106,7 +106,7 @@ class Service(DataServerServicer):
 
     @property
     def _node(self) -> pb.Node:
-        return codec.node_to(self._name, self._server)
+        return codec.node_to(self._name, self._server, self._server.wan_port)
 
     async def _once(self, call: pb.Call, begin: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """Do what a call asks for if it is new, and give the answer of the first time if it is not."""
