@@ -113,12 +113,15 @@ def add(
 
     The file is all that the node needs: bring it there, and keep it secret.
     """
+    from s2cs.data_server import drained_fact  # noqa: PLC0415
     from s2cs.node_setup import add as make  # noqa: PLC0415
     from s2cs.settings_file import located  # noqa: PLC0415
 
     bundle = bundle or Path(f"{name}.toml")
     file = located(file)
     make(file, name, address, lan, wan, port_range, rate, bundle)
+    with opened(load(file)) as store:
+        store.note(drained_fact(name), "no")
     click.echo(f"settings of the node  {bundle}: bring it there, and keep it secret")
     click.echo(f"\nOn the node:  s2cs s2ds --config {bundle.name}")
     click.echo("Then here:    s2cs reload; for the first node restart s2cs serve, streams go on meanwhile")
@@ -149,7 +152,7 @@ def remove(name: str, end_sessions: bool, file: Path | None) -> None:
                 f"node {name} has {left} sessions; drain it and wait for their end, or end them with --end-sessions"
             )
         take_out(located(file), name)
-        store.note(drained_fact(name), "no")
+        store.note(drained_fact(name), "yes")  # until the reload, too, and until a node of that name is added
     click.echo(f"node {name} is out of the settings", err=True)
     ended = f", which ends its {left} sessions" if left else ""
     click.echo(f"Then here:    s2cs reload{ended}")

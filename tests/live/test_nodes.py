@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from s2cs.commands.common import opened as opened_store
+from s2cs.data_server import drained_fact
 from s2cs.node_setup import remove
 from s2cs.s2ds.backends import BACKENDS
 from s2cs.settings_file import load
@@ -194,6 +196,7 @@ def test_a_lost_node_is_noticed_avoided_and_reconciled_over_a_restart_of_s2cs(si
 def test_a_reload_takes_up_a_node_and_lets_go_one_that_is_removed(site: Site, tmp_path: Path) -> None:
     def added() -> NodeProcess:
         node = made(site.gateway.config, "n3", Endpoint("127.0.0.1", range_.last + 1), range_, tmp_path)
+        site.s2cs("nodes", "drain", "n3", "--off")
         assert site.s2cs("reload").returncode == 0
         stack.callback(node.clear)
         node.start()
@@ -231,6 +234,14 @@ def test_a_reload_takes_up_a_node_and_lets_go_one_that_is_removed(site: Site, tm
         with session.connect() as stream:
             assert len([path for path in node.tunnels.iterdir() if path.is_dir()]) == 1
             assert site.s2cs("nodes", "remove", "n3", "--end-sessions").returncode == 0
+            for name in site.nodes:
+                site.s2cs("nodes", "drain", name)
+            deadline = time.monotonic() + 10
+            while not site.producer.describe(pb.DescribeRequest()).unready:  # type: ignore[operator]
+                assert time.monotonic() < deadline, "before the reload a node that is removed takes sessions"
+                time.sleep(0.1)
+            for name in site.nodes:
+                site.s2cs("nodes", "drain", name, "--off")
             assert site.s2cs("reload").returncode == 0
             assert stream.recv(1) == b""
         site.becomes(session.uid, lambda info: info.state == "FAILED")
@@ -367,6 +378,14 @@ def test_nodes_are_added_and_what_cannot_be_is_refused(tmp_path: Path) -> None:
     bundle = tmp_path / "gw2.toml"
     assert bundle.stat().st_mode & 0o777 == 0o600
     assert "there is a node gw2 already" in add("gw2", "127.0.0.1:5010").stderr
+    for command, more, drained in (
+        ("remove", [], "yes"),
+        ("add", ["127.0.0.1:5010", "--bundle", "again.toml"], "no"),
+    ):
+        words = [*S2CS, "nodes", command, "gw2", *more, "--config", str(config)]
+        subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
+        with opened_store(load(config)) as store:
+            assert store.fact(drained_fact("gw2")) == drained
     bundle.chmod(0o644)
     serve = subprocess.run(
         [*S2CS, "s2ds", "--config", str(bundle)], capture_output=True, text=True, check=False, timeout=30
