@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 # A shell's background jobs ignore these, and so would every program that a test starts and interrupts.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-for number in (signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
+for number in (signal.SIGQUIT, signal.SIGHUP):
     signal.signal(number, signal.SIG_DFL)
+# Whoever ends the tests, so that they clear away what they have begun: gateways live on otherwise, and their proxies.
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.default_int_handler)
 
 
 # A worker runs a module at a time: those that take a minute and more must not be what the others wait for at the end.
