@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 PEER, CERTIFICATE = "scistream-peer", "scistream-certificate-bin"
 _PATIENCE_S = 15.0  # for a leader to be there, and to answer; longer than it takes to have another one
 _AGAIN_S, _LONG_S = 0.1, 1.0
+_SILENT = "the S2CS that leads does not answer; ask again"
 _HEALTH = "/grpc.health.v1.Health/"
 _OPTIONS = [
     *CHANNEL_OPTIONS,
@@ -175,7 +176,7 @@ class Forwarder:
                 async with asyncio.timeout(deadline - _now()):
                     await changed.wait()
             except TimeoutError:
-                words = printable(self.fault or "the S2CS that leads does not answer; ask again")
+                words = printable(self.fault or _SILENT)
                 marks = ((OWN_WORDS, "UNAVAILABLE"), (AGAIN, "yes"))
                 await context.abort(grpc.StatusCode.UNAVAILABLE, words, marks)
         return self._channel, self._changed
@@ -184,7 +185,9 @@ class Forwarder:
         if error.code() is not grpc.StatusCode.UNAUTHENTICATED and _own(error):
             self._prove(context)
         marks = [(key, value) for key, value in error.trailing_metadata() or () if key in (OWN_WORDS, AGAIN)]
-        await context.abort(error.code(), error.details() or "", tuple(marks))
+        # Where the one that leads is, is nobody's affair; without a mark, the caller asks another S2CS next.
+        words = _SILENT if _lost(error) and not _own(error) else error.details() or ""
+        await context.abort(error.code(), words, tuple(marks))
 
     def _prove(self, context: Any) -> None:
         self._connections.prove(Peer.of(context.peer()))

@@ -35,6 +35,7 @@ class Mirror:
         self._lock = threading.RLock()
         self._entries: dict[str, Entry] = {}
         self._revision = 0  # what is known is of this one, or later
+        self._read = 0  # that was read as a whole last: the watch may still tell what was before
         self._own: dict[int, set[str]] = {}  # by revision, the keys of changes that the watch has not told yet
         self._ended = False
         try:
@@ -70,8 +71,8 @@ class Mirror:
             TryAgain: etcd cannot be reached.
         """
         with self._lock:
-            entries, self._revision = self._asking.load(self.prefix)
-            self.away = ""
+            entries, self._read = self._asking.load(self.prefix)
+            self._revision, self.away = self._read, ""
             if entries != self._entries:
                 self._entries = entries
                 self.foreign += 1
@@ -130,9 +131,9 @@ class Mirror:
                 threading.Event().wait(_AGAIN_S)
 
     def _reload(self) -> None:
-        entries, revision = self._watching.load(self.prefix)
-        with self._lock:
-            self._entries, self._revision = entries, revision
+        with self._lock:  # so that nothing is changed here meanwhile
+            self._entries, self._read = self._watching.load(self.prefix)
+            self._revision = self._read
             self._own.clear()
             self.foreign += 1
         self.told()
@@ -143,6 +144,8 @@ class Mirror:
                 log.info("the shared store can be used again")
                 self.away = ""
             for change in changes:
+                if change.revision <= self._read:
+                    continue
                 mine = self._own.get(change.revision, ())
                 self._revision = max(self._revision, change.revision)
                 if change.key in mine:

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -407,7 +408,7 @@ class TestEtcd:
                 stale()
         with pytest.raises(Deposed, match="leads now"):
             old.note("x", "y")
-        assert [each.reason for each in new.sessions()] == [session().reason]
+        soon(lambda: [each.reason for each in new.sessions()] == [session().reason])
         old.close()
         new.close()
 
@@ -458,6 +459,33 @@ class TestEtcd:
             store.save(session("b"))
             assert {each.id for each in store.sessions()} == {"a", "b"}
             store.close()
+
+    def test_what_was_read_is_not_undone_by_a_watch_that_lags(self, cluster: Cluster) -> None:
+        """As on a host under load that begins to lead: what it read then is the latest."""
+        from s2cs.replicas.store import EtcdStore
+
+        settings = cluster.settings(prefix=f"scistream/{uuid.uuid4()}")
+        behind, other = EtcdStore(settings), EtcdStore(settings)
+        other.note("n", "0")
+        soon(lambda: behind.fact("n") == "0")  # it watches
+        take, goes, told = behind.mirror._take, threading.Event(), []
+
+        def late(changes: list[Any]) -> None:
+            goes.wait(30)
+            for change in changes:
+                take([change])
+                told.append(behind.fact("n"))
+
+        behind.mirror._take = late  # type: ignore[method-assign]
+        for word in ("1", "2", "3"):
+            other.note("n", word)
+        behind.mirror.refresh()
+        goes.set()
+        other.note("n", "4")
+        soon(lambda: behind.fact("n") == "4")
+        assert told[:3] == ["3", "3", "3"]
+        behind.close()
+        other.close()
 
     def test_what_a_watch_missed_is_read_anew(self, cluster: Cluster) -> None:
         from s2cs.replicas.etcd import Compacted, Etcd

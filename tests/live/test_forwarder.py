@@ -1,0 +1,44 @@
+"""What an S2CS that follows answers; among others and on an etcd it is seen in tests/engines/test_replicas.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from s2cs.credentials import credentials_of
+from s2cs.replicas.forwarder import Forwarder
+from s2cs.replicas.identity import identity
+from s2cs.settings_file import load
+from scistream.proto import scistream_pb2 as pb
+from scistream.proto.scistream_pb2_grpc import ControlStub
+from scistream.wire import OWN_WORDS, grpc
+from tests.support import programs
+from tests.support.ports import port_blocks
+
+
+async def test_where_a_leader_that_cannot_be_reached_is_stays_here(tmp_path: Path) -> None:
+    """And the answer is not for the one that leads, so that the caller goes on to another S2CS."""
+    with port_blocks() as first:
+        programs.run("s2cs", "init", tmp_path / "g", "--port", first)
+        settings = load(tmp_path / "g/s2cs.toml")
+        settings.server.state_dir.mkdir(exist_ok=True)
+        own = identity(settings.server.state_dir)
+        leader = own.about | {"address": f"127.0.0.1:{first + 9}", "serving": "yes"}
+        forwarder = Forwarder(settings, own, lambda: leader, lambda: "")
+        await forwarder.start(credentials_of(settings))
+        ca = grpc.ssl_channel_credentials((tmp_path / "g/certs/ca.crt").read_bytes())
+        async with grpc.aio.secure_channel(f"127.0.0.1:{first}", ca) as channel:
+            for ask in (ControlStub(channel).list(pb.ListRequest(), timeout=1), _first(channel)):
+                with pytest.raises(grpc.aio.AioRpcError) as fault:
+                    await ask
+                assert fault.value.code() is grpc.StatusCode.UNAVAILABLE
+                assert fault.value.details() == "the S2CS that leads does not answer; ask again"
+                assert OWN_WORDS not in dict(fault.value.trailing_metadata() or ())
+        await forwarder.stop(0)
+
+
+async def _first(channel: grpc.aio.Channel) -> pb.SessionEvent:
+    async for event in ControlStub(channel).watch(pb.WatchRequest(uid="u")):
+        return event
+    raise AssertionError("it has ended")
