@@ -93,16 +93,19 @@ class Api:
             NotFound: there is none.
             FailedPrecondition: this account may not, or what is sent cannot be used.
             ResourceExhausted: a quota is used up.
-            Unavailable: there is no answer.
+            Unavailable: there is no answer, or none that is understood.
         """
         client, head = self._ready()
         try:
             response = await client.request(method, self._path(path), json=body, params=query, headers=head)
         except httpx.HTTPError as error:
             raise self._silent(error) from None
-        if response.is_success:
+        if not response.is_success:
+            raise self._refused(response)
+        try:
             return response.json()
-        raise self._refused(response)
+        except ValueError:
+            raise self.strange("no JSON") from None
 
     @asynccontextmanager
     async def watch(self, path: str, **query: str) -> AsyncIterator[AsyncIterator[Any]]:
@@ -139,6 +142,13 @@ class Api:
 
     def _path(self, path: str) -> str:
         return path if path.startswith("/") else f"/api/v1/namespaces/{self.namespace}/{path}"
+
+    def strange(self, what: str) -> Unavailable:
+        """Say that something else answers, or what was said has been changed on the way."""
+        return Unavailable(
+            f"what answers at {self._access.address} says {what}, which the Kubernetes API does not; "
+            "is [kubernetes] api right?"
+        )
 
     def _silent(self, error: Exception) -> Unavailable:
         why = str(error) or type(error).__name__

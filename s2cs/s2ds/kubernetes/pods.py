@@ -89,8 +89,11 @@ class Pods:
     async def _list(self) -> None:
         before = tuple(self._pods)  # one that is made meanwhile may not be in the answer
         found = await self._api.ask("GET", "pods", labelSelector=self._selector)
-        self._version = found["metadata"]["resourceVersion"]
-        pods = {reading.name(pod): pod for pod in found["items"]}
+        try:
+            version, pods = found["metadata"]["resourceVersion"], {reading.name(pod): pod for pod in found["items"]}
+        except (KeyError, TypeError):
+            raise self._api.strange("no list of pods") from None
+        self._version = version
         for name in [*(name for name in before if name not in pods), *pods]:
             await self._note(name, pods.get(name))
 
@@ -104,29 +107,31 @@ class Pods:
             self._news.notify_all()
 
     async def _follow(self) -> None:
-        """Follow for ever, over each silence of the API."""
-        silent = False
+        """Follow for ever; after each silence of the API they are listed, as something may have been missed."""
+        silent, missed = False, False
         while True:
             try:
-                async with self._api.watch(
-                    "pods", labelSelector=self._selector, resourceVersion=self._version
-                ) as changes:
-                    async for change in changes:
-                        pod = change["object"]
-                        self._version = pod["metadata"]["resourceVersion"]
-                        await self._note(reading.name(pod), None if change["type"] == "DELETED" else pod)
-                await self._list()  # whatever was missed
-                silent = False
+                if not missed:
+                    await self._watch()
+                await self._list()
+                silent = missed = False
                 continue
             except Outdated:
-                self._version = ""
+                pass
             except ScistreamError as error:
                 if not silent:
                     log.warning("%s; sessions that run go on", error)
                 silent = True
             except Exception:
                 log.exception("the cluster's news could not be taken")
+            missed = True
             await asyncio.sleep(_AGAIN_S)
-            with suppress(ScistreamError):
-                await self._list()
-                silent = False
+
+    async def _watch(self) -> None:
+        """Take news until the API ends the watch."""
+        query = {"labelSelector": self._selector, "resourceVersion": self._version}
+        async with self._api.watch("pods", **query) as changes:
+            async for change in changes:
+                pod = change["object"]
+                self._version = pod["metadata"]["resourceVersion"]
+                await self._note(reading.name(pod), None if change["type"] == "DELETED" else pod)
