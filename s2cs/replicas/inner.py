@@ -28,17 +28,6 @@ class Inner:
         self._server: grpc.aio.Server | None = None
         self._ending = Background()
 
-    def bind(self) -> None:
-        """See that the port is free.
-
-        Raises:
-            Unavailable: it is not.
-        """
-        try:
-            see_free(self._listen)
-        except Unavailable:
-            raise _taken(self._listen) from None
-
     async def know(self, certificates: Iterable[str]) -> None:
         """Serve those who have one of these certificates (PEM), and nobody else."""
         known = frozenset(certificates)
@@ -72,6 +61,18 @@ class Inner:
         if not bound:
             raise _taken(self._listen)
         return server
+
+
+def see_port(listen: Endpoint) -> None:
+    """See that the other S2CS could be served at an address.
+
+    Raises:
+        Unavailable: the port is taken, or the address is another host's.
+    """
+    try:
+        see_free(listen)
+    except Unavailable:
+        raise _taken(listen) from None
 
 
 def _taken(endpoint: Endpoint) -> Unavailable:

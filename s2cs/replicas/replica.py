@@ -13,7 +13,7 @@ from cryptography import x509
 from s2cs.control import Control, Credentials
 from s2cs.replicas.forwarder import Forwarder
 from s2cs.replicas.identity import identity
-from s2cs.replicas.inner import Inner
+from s2cs.replicas.inner import Inner, see_port
 from s2cs.replicas.leadership import REPLICAS, Leadership
 from s2cs.replicas.store import Deposed, EtcdStore
 from s2cs.settings import Settings
@@ -93,7 +93,12 @@ class Replica:
 
     @asynccontextmanager
     async def following(self, credentials: Credentials) -> AsyncIterator[None]:
-        """Take the ports and pass calls on, and stand for the lead; at the end another one may have it at once."""
+        """Take the ports and pass calls on, and stand for the lead; at the end another one may have it at once.
+
+        Raises:
+            Unavailable: a port is taken; also the one that is needed as soon as this one leads.
+        """
+        see_port(self._listen)
         await self._forwarder.start(credentials)
         connecting = asyncio.create_task(self._connect())
         try:
@@ -126,7 +131,7 @@ class Replica:
         """
         assert self._leadership is not None
         inner = Inner(control, self._listen, self._identity)
-        inner.bind()
+        see_port(self._listen)
 
         async def look() -> None:
             await inner.know([self._identity.about["client"], *self._others()])

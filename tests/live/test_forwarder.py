@@ -38,6 +38,18 @@ async def test_where_a_leader_that_cannot_be_reached_is_stays_here(tmp_path: Pat
         await forwarder.stop(0)
 
 
+async def test_one_that_could_not_lead_does_not_begin_to_follow(tmp_path: Path) -> None:
+    """As with a copy of the other one's settings: that would be seen when the other one dies."""
+    with port_blocks() as first:
+        programs.run("s2cs", "init", tmp_path / "g", "--port", first)
+        config, bundle, other = tmp_path / "g/s2cs.toml", tmp_path / "n1.toml", "192.0.2.1:5002"
+        programs.run("s2cs", "nodes", "add", "n1", f"127.0.0.1:{first + 9}", "--bundle", bundle, "--config", config)
+        shared = {"SCISTREAM_STORE__ETCD": f"['127.0.0.1:{first + 8}']", "SCISTREAM_STORE__LISTEN": other}
+        run = programs.run("s2cs", "serve", "--config", config, **shared, SCISTREAM_S2DS__LOCAL="false", timeout=30)
+        assert run.returncode == 4
+        assert f"other S2CS cannot be served on {other}" in run.stderr
+
+
 async def _first(channel: grpc.aio.Channel) -> pb.SessionEvent:
     async for event in ControlStub(channel).watch(pb.WatchRequest(uid="u")):
         return event
