@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -169,6 +169,23 @@ def rooms(pids: Iterable[int]) -> list[int]:
                 if copy.type == socket.SOCK_DGRAM and copy.getpeername():
                     found.append(copy.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
     return found
+
+
+async def test_too_many_flows_leave_those_there_are_alone_and_are_told_of(
+    tmp_path: Path, range_: PortRange, producer: UdpEcho
+) -> None:
+    most = 100 + 4  # for one connection
+    session = Session()
+    async with local(config(tmp_path, range_, flavour("nginx"))) as server:
+        _, consumer = await opened(server, producer.endpoint, session)
+        with ExitStack() as stack:
+            first = stack.enter_context(flow(consumer.listeners[0]))
+            assert await asked(first, b"first") == b"first"
+            for _ in range(most + 20):
+                stack.enter_context(flow(consumer.listeners[0])).send(b"one more")
+            assert await asked(first, b"still there") == b"still there"
+        lines = [line for status in await server.list() for line in (await server.logs(status.id, 1000)).lines]
+        assert any("worker_connections are not enough" in line for line in lines)
 
 
 async def test_flows_get_room(tmp_path: Path, range_: PortRange, producer: UdpEcho) -> None:
