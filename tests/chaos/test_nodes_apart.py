@@ -17,6 +17,7 @@ import pytest
 from scistream.proto import scistream_pb2 as pb
 from scistream.vocabulary import Endpoint
 from tests.support.gateways import GatewayProcess, gateway
+from tests.support.namespaces import at, ip, switched
 from tests.support.nodes import NodeProcess, made
 from tests.support.ports import ports
 from tests.support.sessions import Opened, echo, exchange, open_pair
@@ -34,31 +35,11 @@ pytestmark = [
 ]
 
 
-def ip(*words: str) -> str:
-    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
-
-
 @pytest.fixture
 def hosts() -> Iterator[str]:
-    """Make the hosts and a switch; what their names begin with."""
-    prefix = f"ssn{os.getpid()}"
-    try:
-        ip("netns", "add", f"{prefix}-switch")
-        ip("-n", f"{prefix}-switch", "link", "add", "bridge", "type", "bridge")
-        ip("-n", f"{prefix}-switch", "link", "set", "bridge", "up")
-        for name, address in (HOSTS | NODES).items():
-            host = f"{prefix}-{name}"
-            ip("netns", "add", host)
-            peer = ("peer", "name", name, "netns", f"{prefix}-switch")
-            ip("-n", host, "link", "add", "lan0", "type", "veth", *peer)
-            ip("-n", f"{prefix}-switch", "link", "set", name, "master", "bridge", "up")
-            ip("-n", host, "address", "add", f"{address}/24", "dev", "lan0")
-            for link in ("lo", "lan0"):
-                ip("-n", host, "link", "set", link, "up")
+    """Make the hosts; what their names begin with."""
+    with switched("ssn", HOSTS | NODES) as prefix:
         yield prefix
-    finally:
-        for name in (*HOSTS, *NODES, "switch"):
-            subprocess.run(["ip", "netns", "delete", f"{prefix}-{name}"], check=False, capture_output=True)
 
 
 @pytest.mark.skipif(_INSIDE in os.environ, reason="this is the inside")
@@ -77,7 +58,7 @@ def test_three_nodes_apart(hosts: str, tmp_path: Path) -> None:
         str(tmp_path / "in"),
         __file__,
     ]
-    command = ["ip", "netns", "exec", f"{hosts}-app", sys.executable, *words]
+    command = [*at(hosts, "app"), sys.executable, *words]
     run = subprocess.run(command, env=os.environ | {_INSIDE: hosts}, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout
     print(*(line for line in run.stdout.splitlines() if " after " in line), sep="\n")
@@ -88,19 +69,17 @@ def test_three_nodes_apart(hosts: str, tmp_path: Path) -> None:
 def test_inside(tmp_path: Path) -> None:
     prefix = os.environ[_INSIDE]
     with ExitStack() as stack:
-
-        def at(name: str) -> tuple[str, ...]:
-            return ("ip", "netns", "exec", f"{prefix}-{name}")
-
         first, other = (
-            stack.enter_context(gateway(tmp_path / name, "--lan", HOSTS[name], "--wan", HOSTS[name], wrapper=at(name)))
+            stack.enter_context(
+                gateway(tmp_path / name, "--lan", HOSTS[name], "--wan", HOSTS[name], wrapper=at(prefix, name))
+            )
             for name in ("gw", "other")
         )
         nodes = {}
         for name, address in NODES.items():
             range_ = stack.enter_context(ports(20))
             node = made(first.config, name, Endpoint(address, range_.last + 1), range_, tmp_path / name)
-            node.wrapper = at(name)
+            node.wrapper = at(prefix, name)
             stack.callback(node.clear)
             node.start()
             nodes[name] = node
@@ -120,7 +99,9 @@ def test_inside(tmp_path: Path) -> None:
         for name, node in nodes.items():
             assert processes_in(node.tunnels) == []
             assert [path for path in node.tunnels.rglob("*") if path.name != "lock"] == []
-            listens = subprocess.run([*at(name), "ss", "-Hltn"], check=True, capture_output=True, text=True).stdout
+            listens = subprocess.run(
+                [*at(prefix, name), "ss", "-Hltn"], check=True, capture_output=True, text=True
+            ).stdout
             assert len(listens.splitlines()) == 1, listens  # its own port
 
 

@@ -28,9 +28,11 @@ import pytest
 from scistream.proto import scistream_pb2 as pb
 from scistream.vocabulary import Endpoint
 from scistream.wire import grpc
+from tests.support import namespaces
 from tests.support.authority import Authority
 from tests.support.etcd import WHY_NOT, Cluster, EtcdNode, running
 from tests.support.gateways import Client, GatewayProcess, gateway
+from tests.support.namespaces import ip, switched
 from tests.support.nodes import NodeProcess, made
 from tests.support.old_client import old_client
 from tests.support.ports import ports
@@ -57,45 +59,25 @@ inside = pytest.mark.skipif(_INSIDE not in os.environ, reason="is run by test_at
 pytestmark = [_ROOT, _ETCD]
 
 
-def ip(*words: str) -> str:
-    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
-
-
 @pytest.fixture
 def hosts() -> Iterator[str]:
-    """Make the hosts and a switch; what their names begin with."""
-    prefix = f"etcd{os.getpid()}"
-    try:
-        ip("netns", "add", f"{prefix}-switch")
-        ip("-n", f"{prefix}-switch", "link", "add", "bridge", "type", "bridge")
-        ip("-n", f"{prefix}-switch", "link", "set", "bridge", "up")
-        for name, address in HOSTS.items():
-            host = f"{prefix}-{name}"
-            ip("netns", "add", host)
-            peer = ("peer", "name", name, "netns", f"{prefix}-switch")
-            ip("-n", host, "link", "add", "lan0", "type", "veth", *peer)
-            ip("-n", f"{prefix}-switch", "link", "set", name, "master", "bridge", "up")
-            ip("-n", host, "address", "add", f"{address}/24", "dev", "lan0")
-            for link in ("lo", "lan0"):
-                ip("-n", host, "link", "set", link, "up")
+    """Make the hosts; what their names begin with."""
+    with switched("etcd", HOSTS) as prefix:
         yield prefix
-    finally:
-        for name in (*HOSTS, "switch"):
-            subprocess.run(["ip", "netns", "delete", f"{prefix}-{name}"], check=False, capture_output=True)
 
 
 @outside
 def test_at_hosts_of_their_own(hosts: str, tmp_path: Path) -> None:
     """Be the host of the applications and of the user."""
     words = ["-m", "pytest", "-q", "-rP", "--timeout", "500", "-p", "no:cacheprovider", "--basetemp"]
-    command = ["ip", "netns", "exec", f"{hosts}-app", sys.executable, *words, str(tmp_path / "in"), __file__]
+    command = [*namespaces.at(hosts, "app"), sys.executable, *words, str(tmp_path / "in"), __file__]
     run = subprocess.run(command, env=os.environ | {_INSIDE: hosts}, capture_output=True, text=True, check=False)
     print(*(line for line in run.stdout.splitlines() if line.startswith("seen: ")), sep="\n")
     assert run.returncode == 0, run.stdout
 
 
 def at(name: str) -> tuple[str, ...]:
-    return ("ip", "netns", "exec", f"{os.environ[_INSIDE]}-{name}")
+    return namespaces.at(os.environ[_INSIDE], name)
 
 
 @dataclass
@@ -527,12 +509,13 @@ def test_an_old_client_waits_over_the_death_of_the_one_that_leads(site: Site) ->
     other = site.other(leader)
     uid, at_other = "old-1", site.replicas[other]
 
-    def is_known() -> bool:
-        return uid in {each.uid for each in site.clients[other].list(pb.ListRequest()).sessions}  # type: ignore[operator]
+    def is_reserved() -> bool:
+        known = site.clients[other].list(pb.ListRequest()).sessions  # type: ignore[operator]
+        return (uid, "RESERVED") in {(each.uid, each.state) for each in known}
 
     with old_client(at_other.address, at_other.ca) as client, echo(HOSTS["app"]) as application:
         waiting = client.start("req", uid=uid, role="PROD", num_conn=1, rate=0)
-        soon(is_known)
+        soon(is_reserved)
         site.replicas[leader].stop(signal.SIGKILL)
         where = [str(application.endpoint)]
         tried(lambda: client.call("hello", uid=uid, role="PROD", prod_listeners=where))
