@@ -45,6 +45,7 @@ class Leadership:
         self._etcd = Etcd(settings)
         self._name = str(settings.listen)
         self._lease = 0
+        self._told_of = False  # the mirror has had this one's key: when it has it no more, somebody has deleted it
         self._good_until = 0.0
         self._ending = threading.Event()
         self._woken = threading.Event()
@@ -109,7 +110,9 @@ class Leadership:
     def _holds(self) -> bool:
         """Tell whether the lead is still this one's, as far as is known."""
         leader = self._store.mirror.get(LEADER)
-        return now() < self._good_until and (leader is None or leader.created <= self.term)
+        taken = self._told_of if leader is None else leader.created > self.term
+        self._told_of = leader is not None and leader.created == self.term
+        return now() < self._good_until and not taken
 
     def _keep(self) -> None:
         """Keep the lease, or get one."""

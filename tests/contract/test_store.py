@@ -439,6 +439,23 @@ class TestEtcd:
         soon(lambda: store.mirror.get(LEADER) is None)
         store.close()
 
+    def test_a_lead_that_an_operator_takes_away_is_lost_and_can_be_won_again(self, cluster: Cluster) -> None:
+        """Also where there is nobody else who would lead: nothing could be written any more, by anybody."""
+        from s2cs.replicas.leadership import Leadership
+        from s2cs.replicas.store import LEADER, EtcdStore
+
+        settings = cluster.settings(prefix=f"scistream/{uuid.uuid4()}")
+        store, operator = EtcdStore(settings), EtcdStore(settings)
+        for _ in range(2):
+            leadership = Leadership(settings, store, {}, lambda: None)
+            leadership.start()
+            soon(lambda: store.mirror.get(LEADER) is not None and leadership.leads)  # noqa: B023
+            operator.write({LEADER: None})
+            soon(lambda: leadership.lost)  # noqa: B023
+            leadership.stop()
+        store.close()
+        operator.close()
+
     def test_a_store_that_is_away_is_told_at_once_and_is_back_by_itself(self, tmp_path: Path) -> None:
         from s2cs.replicas.store import EtcdStore
 
