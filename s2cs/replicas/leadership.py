@@ -45,7 +45,6 @@ class Leadership:
         self._etcd = Etcd(settings)
         self._name = str(settings.listen)
         self._lease = 0
-        self._told_of = False  # the mirror has had this one's key: when it has it no more, somebody has deleted it
         self._good_until = 0.0
         self._ending = threading.Event()
         self._woken = threading.Event()
@@ -109,9 +108,9 @@ class Leadership:
 
     def _holds(self) -> bool:
         """Tell whether the lead is still this one's, as far as is known."""
-        leader = self._store.mirror.get(LEADER)
-        taken = self._told_of if leader is None else leader.created > self.term
-        self._told_of = leader is not None and leader.created == self.term
+        leader, known_to = self._store.mirror.at(LEADER)
+        # Without a leader the mirror may not have heard yet that this one won; if it has, an operator took it away.
+        taken = known_to >= self.term if leader is None else leader.created > self.term
         return now() < self._good_until and not taken
 
     def _keep(self) -> None:

@@ -58,6 +58,11 @@ class Mirror:
         """What there is of a name."""
         return self._entries.get(self.prefix + key)
 
+    def at(self, key: str) -> tuple[Entry | None, int]:
+        """What there is of a name, and the revision that this is known to be of, or later."""
+        with self._lock:
+            return self._entries.get(self.prefix + key), self._revision
+
     def under(self, folder: str) -> dict[str, Entry]:
         """What there is in a folder, by the rest of its name."""
         begin = f"{self.prefix}{folder}/"
