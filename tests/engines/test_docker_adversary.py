@@ -20,6 +20,7 @@ from tests.support.containers import IMAGE, Daemon, copy, daemon, eventually, se
 from tests.support.gateways import GatewayProcess, gateway
 from tests.support.sessions import Echo, Opened, echo, exchange, open_pair
 from tests.support.streams import Stream, goes_on
+from tests.support.tunnels import kill
 
 Pair = tuple[GatewayProcess, GatewayProcess]
 KEEP = {"SCISTREAM_SERVER__ON_SHUTDOWN": "keep"}
@@ -47,8 +48,10 @@ def session(docker: Daemon, pair: Pair, app: Echo) -> Iterator[tuple[Opened, Str
         stream = Stream(opened.connect())
         stream.start()
         goes_on(stream)
-    yield opened, stream
-    release(pair, opened.uid)
+    try:
+        yield opened, stream
+    finally:
+        release(pair, opened.uid)
     eventually(lambda: docker.all() == before)
     assert [running.leftovers() for running in pair] == [{}, {}]
 
@@ -93,7 +96,7 @@ def test_an_engine_whose_socket_is_gone(docker: Daemon, pair: Pair, app: Echo) -
         try:
             goes_on(stream)
             ended(stream)
-            os.kill(next(each.pid for each in pair[0].proxies()), signal.SIGKILL)
+            kill(next(each.pid for each in pair[0].proxies()))
         finally:
             elsewhere.rename(docker.socket)
         carries(opened)

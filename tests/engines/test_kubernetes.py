@@ -19,6 +19,7 @@ from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.kubernetes.trying import RIGHTS
 from tests.support.cluster import IMAGE, NAMESPACE, NODE, Cluster, Gateway, User, cluster, eventually
 from tests.support.containers import ROOT
+from tests.support.tunnels import kill
 
 _app_ports = count(7001)
 
@@ -196,8 +197,7 @@ def test_udp_through_two_pods(kube: Cluster, user: User, pair: tuple[Gateway, Ga
             each.stop(signal.SIGKILL)
             each.start()
         for pod in kube.pods(answer["uid"]):
-            for pid in node_processes(kube, pod, b"nginx: master"):
-                os.kill(pid, signal.SIGKILL)
+            kill(*node_processes(kube, pod, b"nginx: master"))
         eventually("the session is mended", lambda: user.states(answer["uid"]) == ["ACTIVE", "ACTIVE"])
         kube.run("python3", "-c", _UDP_ASK, listener)
         user.s2uc("release", answer["uid"])
@@ -223,8 +223,7 @@ def test_a_killed_proxy_is_mended_in_its_pod(kube: Cluster, user: User) -> None:
         for pod in kube.pods(flow.uid):
             died = node_processes(kube, pod, b"nginx: master")
             assert died
-            for pid in died:
-                os.kill(pid, signal.SIGKILL)
+            kill(*died)
         eventually("the session is mended", flow.is_active)
         flow.connect()
         flow.ends_whole()

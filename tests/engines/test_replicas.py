@@ -37,7 +37,7 @@ from tests.support.nodes import NodeProcess, made
 from tests.support.old_client import old_client
 from tests.support.ports import ports
 from tests.support.sessions import Opened, echo, exchange, open_pair
-from tests.support.tunnels import processes_in
+from tests.support.tunnels import kill, processes_in
 from tests.support.user import User
 
 _INSIDE = "SCISTREAM_TEST_REPLICAS"
@@ -265,7 +265,7 @@ def test_either_answers_and_one_dies(site: Site) -> None:
             say(second, b"with both")
             assert site.info(leader, more.uid).state == "ACTIVE"
             exchange(second, DATA)
-        os.kill(processes_in(site.nodes[site.info(other, more.uid).node].tunnels)[0], signal.SIGKILL)
+        kill(processes_in(site.nodes[site.info(other, more.uid).node].tunnels)[0])
         site.becomes(leader, more.uid, lambda found: found.state == "ACTIVE")
         with more.connect() as stream:
             exchange(stream, DATA)

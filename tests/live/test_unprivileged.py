@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 
 from tests.support.gateways import gateway, restarted
 from tests.support.sessions import echo, open_pair
+from tests.support.tunnels import kill
 
 _NOBODY = 65534
 _PREFIX = ("setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--bounding-set=-all", "--")
@@ -46,9 +46,7 @@ def test_a_session_and_a_restart_without_privileges(place: Path) -> None:
             with restarted(p) as again, again.client() as at_again:
                 connection.sendall(b"after")
                 assert connection.recv(100) == b"after"
-                os.kill(min(proxy.pid for proxy in proxies), signal.SIGKILL)  # mended on the sockets it had
-                while any(proxy.is_running() and proxy.status() != "zombie" for proxy in proxies):
-                    time.sleep(0.01)
+                kill(min(proxy.pid for proxy in proxies))  # mended on the sockets it had
                 with session.connect() as another:
                     another.sendall(b"mended")
                     assert another.recv(100) == b"mended"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import ssl
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 
+import psutil
 import pytest
 
 from s2cs.s2ds import procfs
@@ -258,6 +261,17 @@ def processes_in(directory: Path) -> list[int]:
             if (process / "cwd").readlink().is_relative_to(directory.resolve()):
                 found.append(int(process.name))
     return found
+
+
+def kill(*pids: int) -> None:
+    """Kill processes, and wait until they and their children have ended: for a moment these still take connections."""
+    dying = [each for pid in pids for each in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    for each in dying:
+        with suppress(psutil.NoSuchProcess):
+            while each.is_running() and each.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.01)
 
 
 def listening(ports: PortRange) -> set[int]:
