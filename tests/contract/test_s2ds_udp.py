@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
@@ -25,7 +23,7 @@ from scistream.vocabulary import Endpoint, PortRange, Role, Transport
 from tests.support.datagrams import UdpEcho, ask, flow, silent, udp_echo
 from tests.support.nodes import node
 from tests.support.ports import ports
-from tests.support.tunnels import Session, config, flavour, local, processes_in
+from tests.support.tunnels import Session, config, flavour, kill, local, processes_in
 
 UDP = Transport.UDP
 HERE = TrustedPeers((ip_address("127.0.0.1"),))
@@ -98,8 +96,7 @@ async def test_from_reservation_to_the_end(
         watch = server.watch()
         (status,) = await server.list(spec.id)
         assert (status.state, status.traffic.open, status.tls_version) == (TunnelState.RUNNING, 1, "")
-        for pid in status.pids:
-            os.kill(pid, signal.SIGKILL)
+        kill(*status.pids)
         with flow(wan) as patient:
             patient.send(b"waits")
             assert [(await anext(watch)).change for _ in range(2)] == [Change.EXITED, Change.RUNNING]
@@ -136,8 +133,7 @@ async def test_the_next_server_takes_flows_and_sockets_over(
             assert len(producer.peers) == 1
             assert [each.state for each in await second.list()].count(TunnelState.RUNNING) == 2
             for status in await second.list():
-                for pid in status.pids:
-                    os.kill(pid, signal.SIGKILL)
+                kill(*status.pids)
             assert await asked(running, b"four") == b"four"  # the sockets were taken back out of the proxies
             with flow(waiting.listeners[0]) as stranger:
                 assert silent(stranger, b"not open")

@@ -267,7 +267,8 @@ def kill(*pids: int) -> None:
     """Kill processes, and wait until they and their children have ended: for a moment these still take connections."""
     dying = [each for pid in pids for each in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))]
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has gone with the one before
+            os.kill(pid, signal.SIGKILL)
     for each in dying:
         with suppress(psutil.NoSuchProcess):
             while each.is_running() and each.status() != psutil.STATUS_ZOMBIE:
