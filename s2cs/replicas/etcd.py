@@ -31,6 +31,8 @@ _T = TypeVar("_T")
 _NODE_S = 0.7  # for one node to answer; an election of etcd takes about as long
 _CHUNK = 65536
 _SILENCE_S = 4.0  # then a watch is begun anew, at another node
+_STRANGE = "its answer is not etcd's"
+_NOT_UNDERSTOOD = (ValueError, KeyError, TypeError, AttributeError)  # what comes of reading an answer of another kind
 _NO_LEADER = ("no leader", "leader changed", "etcdserver: request timed out", "stopped", "too many requests")
 
 
@@ -109,32 +111,52 @@ class Etcd:
                         f"the shared store at {self._words} refuses: {details}; mend [store], or etcd"
                     ) from None
                 why = details
+            except requests.exceptions.JSONDecodeError:
+                why = why or _STRANGE
+            except requests.RequestException:
+                why = why or "it hangs up in the midst of its answer"
+            except _NOT_UNDERSTOOD:
+                why = why or _STRANGE
             self._clients.rotate(-1)
-        raise TryAgain(f"the shared store at {self._words} cannot be used now ({why}); running streams go on")
+        raise self._away(why)
+
+    def _away(self, why: str) -> TryAgain:
+        return TryAgain(f"the shared store at {self._words} cannot be used now ({why}); running streams go on")
 
     def load(self, prefix: str) -> tuple[dict[str, Entry], int]:
         """Read all keys that begin with a prefix, and the revision that they are of."""
         asked = {"key": _encode(prefix), "range_end": _encode(_after(prefix))}
-        answer = self.ask(lambda client: client.post(client.get_url("/kv/range"), json=asked))
-        return {_decode(kv["key"]).decode(): _entry(kv) for kv in answer.get("kvs", ())}, int(
-            answer["header"]["revision"]
-        )
+
+        def read(client: Etcd3Client) -> tuple[dict[str, Entry], int]:
+            answer = client.post(client.get_url("/kv/range"), json=asked)
+            found = {_decode(kv["key"]).decode(): _entry(kv) for kv in answer.get("kvs", ())}
+            return found, int(answer["header"]["revision"])
+
+        return self.ask(read)
 
     def change(self, compare: Iterable[dict[str, Any]], writes: Iterable[dict[str, Any]]) -> int:
         """Write all at once if all that is compared is so; the revision, or 0 when it is not so."""
         txn = {"compare": list(compare), "success": list(writes), "failure": []}
-        answer: Any = self.ask(lambda client: client.transaction(txn))
-        return int(answer["header"]["revision"]) if answer.get("succeeded") else 0
+
+        def write(client: Etcd3Client) -> int:
+            answer: Any = client.transaction(txn)
+            revision = int(answer["header"]["revision"])
+            return revision if answer.get("succeeded") else 0
+
+        return self.ask(write)
 
     def grant(self, ttl_s: int) -> int:
         """Get a lease; its id."""
-        return self.ask(lambda client: client.lease(ttl_s)).id
+        return self.ask(lambda client: int(client.lease(ttl_s).id))
 
     def refresh(self, lease: int) -> int:
         """Keep a lease; for how many seconds, or 0 when it has ended."""
-        body = {"ID": lease}
-        answer = self.ask(lambda client: client.post(client.get_url("/lease/keepalive"), json=body))
-        return int(answer.get("result", {}).get("TTL", 0))
+
+        def keep(client: Etcd3Client) -> int:
+            answer = client.post(client.get_url("/lease/keepalive"), json={"ID": lease})
+            return int(answer["result"].get("TTL", 0))
+
+        return self.ask(keep)
 
     def revoke(self, lease: int) -> None:
         """End a lease, and what is written under it."""
@@ -144,13 +166,13 @@ class Etcd:
         """Give what changes from a revision on, and nothing now and then; ends when the node is silent.
 
         Raises:
-            TryAgain: no node answers.
+            TryAgain: no node answers, or one does what etcd does not.
             Compacted: the revision is forgotten; load anew.
         """
         asked = {"key": _encode(prefix), "range_end": _encode(_after(prefix)), "start_revision": revision}
         with closing(self.ask(lambda client: _stream(client, {"create_request": asked}))) as stream:
             self._watched = stream
-            with suppress(requests.RequestException):
+            try:
                 for line in stream.iter_lines(_CHUNK):
                     found = json.loads(line).get("result", {}) if line.strip() else {}
                     if found.get("canceled"):
@@ -158,7 +180,12 @@ class Etcd:
                             raise Compacted
                         return
                     yield [_change(event) for event in found.get("events", ())]
-        self._clients.rotate(-1)  # it may be this node that hears of nothing
+            except requests.RequestException:
+                pass
+            except _NOT_UNDERSTOOD:
+                raise self._away(_STRANGE) from None
+            finally:
+                self._clients.rotate(-1)  # it may be this node that hears of nothing
 
 
 def put(key: str, value: bytes, lease: int = 0) -> dict[str, Any]:

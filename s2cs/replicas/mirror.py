@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import Any
 
 from s2cs.replicas.etcd import Change, Compacted, Entry, Etcd
@@ -117,15 +117,16 @@ class Mirror:
     def _follow(self) -> None:
         """Watch for ever, over each loss of it."""
         while not self._ended:
+            begin = time.monotonic()
             try:
-                revision = self._revision + 1
-                for changes in self._watching.watch(self.prefix, revision):
-                    self._take(changes)
-                    if self._ended:
-                        return
-            except Compacted:
-                with suppress(ScistreamError):
+                try:
+                    for changes in self._watching.watch(self.prefix, self._revision + 1):
+                        self._take(changes)
+                        if self._ended:
+                            return
+                except Compacted:
                     self._reload()
+                threading.Event().wait(max(0.0, begin + _AGAIN_S - time.monotonic()))  # if it has ended at once
             except ScistreamError as error:
                 if not self.away:
                     log.error("%s", error)

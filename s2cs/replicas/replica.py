@@ -17,7 +17,7 @@ from s2cs.replicas.inner import Inner, see_port
 from s2cs.replicas.leadership import REPLICAS, Leadership
 from s2cs.replicas.store import Deposed, EtcdStore
 from s2cs.settings import Settings
-from scistream.errors import ScistreamError, Unavailable
+from scistream.errors import ScistreamError, TryAgain, Unavailable
 from scistream.vocabulary import Endpoint
 
 log = logging.getLogger(__name__)
@@ -48,8 +48,13 @@ class Replica:
 
     @property
     def store(self) -> EtcdStore:
-        """The shared store, which has been reached."""
-        assert self._store is not None
+        """The shared store.
+
+        Raises:
+            TryAgain: it has not been reached yet.
+        """
+        if self._store is None:
+            raise TryAgain(self._fault)
         return self._store
 
     @property

@@ -15,6 +15,7 @@ from scistream.machine import Session
 
 LEADER = "leader"  # the key of the S2CS that leads; made anew by each that begins to
 _SCHEMA, _VERSION = "schema", 1
+_ATTEMPTS = 5  # somebody else may change the same
 
 
 class Deposed(TryAgain):
@@ -79,7 +80,7 @@ class EtcdStore:
 
     def save(self, session: Session) -> None:
         """Write a session down as it is now."""
-        self.write({f"sessions/{session.id}": dump_session(session).encode()})
+        self._put(f"sessions/{session.id}", dump_session(session).encode())
 
     def delete(self, id: str) -> None:
         """Forget a session."""
@@ -115,13 +116,27 @@ class EtcdStore:
 
     def note(self, name: str, value: str) -> None:
         """Note a fact."""
-        self.write({f"facts/{name}": value.encode()})
+        self._put(f"facts/{name}", value.encode())
 
     def leader(self) -> dict[str, str]:
         """What the S2CS that leads says of itself; empty while none does."""
         entry = self.mirror.get(LEADER)
         found: dict[str, str] = json.loads(entry.value) if entry else {}
         return found
+
+    def _put(self, key: str, value: bytes) -> None:
+        """Write a key whatever it has, in place of what is known of it.
+
+        A write that was given up, and asked for again at another node of etcd, may come to pass at the first one later:
+        then it is in place of something else, and is refused.
+        """
+        for _ in range(_ATTEMPTS):
+            known = self.mirror.get(key)
+            if self.write({key: value}, {key: known.changed if known else 0}):
+                return
+            if (now := self.mirror.get(key)) is not None and now.value == value:
+                return
+        raise TryAgain(f"{key} in the shared store is being changed by somebody else; ask again")
 
     def _delete(self, key: str) -> None:
         if self.mirror.get(key) is not None:

@@ -130,7 +130,8 @@ class EtcdUsers:
 
     def add_token(self, user_id: str, token: Token) -> None:
         """Give a user another token."""
-        self._write({_token_key(token.sha256): _dump_token(user_id, token)})
+        key = _token_key(token.sha256)
+        self._write({key: _dump_token(user_id, token)}, {key: 0})  # it is there: an earlier attempt's answer was lost
 
     def end_token(self, token_id: str, at: float = 0.0) -> None:
         """End a token; one that has ended is forgotten."""

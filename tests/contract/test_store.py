@@ -456,6 +456,41 @@ class TestEtcd:
         store.close()
         operator.close()
 
+    def test_a_write_that_comes_to_pass_late_is_in_place_of_nothing_newer(
+        self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As at a node of etcd that paused: what it was asked for was done at another one meanwhile, and more since."""
+        from s2cs.replicas.etcd import Etcd
+        from s2cs.replicas.store import EtcdStore
+
+        store = EtcdStore(cluster.settings(prefix=f"scistream/{uuid.uuid4()}"))
+        late, change = Etcd(cluster.settings()), Etcd.change
+        asked: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = []
+
+        def twice(etcd: Etcd, compare: Iterable[dict[str, Any]], writes: Iterable[dict[str, Any]]) -> int:
+            """Do it at one node, unheard, and ask another one."""
+            asked.append((list(compare), list(writes)))
+            change(etcd, *asked[-1])
+            return change(etcd, *asked[-1])
+
+        monkeypatch.setattr(Etcd, "change", twice)
+        for reason in ("first", "second"):
+            store.save(session("a", reason=reason))
+            store.note("x", reason)
+        store.users.add(User.new("alice"), Token.new(b"1"))
+        (alice,) = store.users.all()
+        store.users.add_token(alice.id, Token.new(b"2"))
+        (_, token) = store.users.by_token(b"2") or pytest.fail("the token is gone")
+        monkeypatch.undo()
+        assert [change(late, *each) for each in asked] == [0] * len(asked)
+        assert store.users.by_token(b"2") is not None
+        assert token.sha256 == b"2"
+        other = EtcdStore(cluster.settings(prefix=store.mirror.prefix))
+        assert [each.reason for each in other.sessions()] == ["second"]
+        assert other.fact("x") == "second"
+        for each in (store, other, late):
+            each.close()
+
     def test_a_store_that_is_away_is_told_at_once_and_is_back_by_itself(self, tmp_path: Path) -> None:
         from s2cs.replicas.store import EtcdStore
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -48,6 +53,35 @@ async def test_one_that_could_not_lead_does_not_begin_to_follow(tmp_path: Path) 
         run = programs.run("s2cs", "serve", "--config", config, **shared, SCISTREAM_S2DS__LOCAL="false", timeout=30)
         assert run.returncode == 4
         assert f"other S2CS cannot be served on {other}" in run.stderr
+
+
+def test_settings_are_taken_anew_while_the_store_cannot_be_reached(tmp_path: Path) -> None:
+    """They may be what keeps it from being reached."""
+    with port_blocks() as first:
+        programs.run("s2cs", "init", tmp_path / "g", "--port", first)
+        config, bundle, log = tmp_path / "g/s2cs.toml", tmp_path / "n1.toml", tmp_path / "log"
+        programs.run("s2cs", "nodes", "add", "n1", f"127.0.0.1:{first + 9}", "--bundle", bundle, "--config", config)
+        shared = f'[store]\netcd = ["127.0.0.1:{first + 8}"]\nlisten = "127.0.0.1:{first + 7}"\n'
+        config.write_text(config.read_text().replace("[s2ds]\n", "[s2ds]\nlocal = false\n", 1) + shared)
+        command = [sys.executable, "-m", "s2cs", "serve", "--config", config]
+        with log.open("wb") as out, subprocess.Popen(command, stderr=out) as serving:
+            try:
+                for times in (1, 2):
+                    _until(lambda: log.read_text().count("for the S2CS that leads") == times, serving)  # noqa: B023
+                    serving.send_signal(signal.SIGHUP)
+                _until(lambda: log.read_text().count("for the S2CS that leads") == 3, serving)
+            finally:
+                serving.terminate()
+        assert serving.returncode == 0
+        assert "Traceback" not in log.read_text()
+
+
+def _until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 async def _first(channel: grpc.aio.Channel) -> pb.SessionEvent:

@@ -44,6 +44,7 @@ class EtcdNode:
             command += ["--cert-file", str(self.tls / "host.crt"), "--key-file", str(self.tls / "host.key")]
         command += ["--listen-peer-urls", f"http://{self.peer}", "--initial-advertise-peer-urls", f"http://{self.peer}"]
         command += ["--initial-cluster", members, "--initial-cluster-token", token, *_ELECTION]
+        command += ["--auto-compaction-mode", "periodic", "--auto-compaction-retention", "1h"]
         with (self.directory / f"{self.name}.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
 
