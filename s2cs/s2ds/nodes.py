@@ -138,9 +138,10 @@ class Nodes(Spread):
         if self._homes.node(spec.id) is not None:
             raise AlreadyExists(f"tunnel {shown(spec.id)} exists; stop it first, or use another id")
         fault: ScistreamError | None = None
-        for name in place(spec, self._candidates(spec.role)):
-            if (server := self._members.get(name)) is None:
-                continue
+        tried: set[str] = set()
+        while (name := self._best(spec, tried, fault)) is not None:
+            tried.add(name)
+            server = self._members.servers[name]
             self._homes.settle(Home(spec.id, name, spec.rate.bytes_per_s))
             try:
                 return replace(await server.reserve(spec), node=name)
@@ -157,6 +158,19 @@ class Nodes(Spread):
             raise fault or Unavailable("the nodes have changed; ask again")
         finally:
             fault = None  # it names this frame, and that the node's connection
+
+    def _best(self, spec: TunnelSpec, tried: set[str], fault: ScistreamError | None) -> str | None:
+        """Name the best node that was not tried, as they are now; None when one has refused and there is no other.
+
+        Raises:
+            ScistreamError: no node can take it, and none was tried.
+        """
+        try:
+            return place(spec, (node for node in self._candidates(spec.role) if node.name not in tried))[0]
+        except ScistreamError:
+            if fault is None:
+                raise
+            return None
 
     async def stop(self, id: str, cut: bool = False) -> Traffic | None:
         """End the tunnel and give everything back; say what it has moved. Unknown ids are no error.

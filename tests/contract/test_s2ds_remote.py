@@ -11,7 +11,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,21 @@ from s2cs import check
 from s2cs.node import _credentials
 from s2cs.node_settings import load_node
 from s2cs.s2ds import contract
-from s2cs.s2ds.contract import Change, TunnelState
+from s2cs.s2ds.contract import Change, Reservation, TunnelState
+from s2cs.s2ds.local import LocalDataServer
+from s2cs.s2ds.nodes import Nodes
 from s2cs.s2ds.remote import s2ds_pb2 as pb
 from s2cs.s2ds.remote.client import RemoteDataServer
 from s2cs.s2ds.remote.link import Link, describe
 from s2cs.s2ds.remote.s2ds_pb2_grpc import DataServerServicer, DataServerStub, add_DataServerServicer_to_server
 from s2cs.settings_file import load
 from scistream.errors import FailedPrecondition, ScistreamError, TryAgain, Unavailable
-from scistream.vocabulary import Endpoint, PortRange, Role
+from scistream.vocabulary import Endpoint, PortRange, Rate, Role
 from scistream.wire import grpc
 from tests.support.nodes import NodeProcess, gateway_settings, link_to, made
 from tests.support.nodes import node as node_process
 from tests.support.ports import ports
-from tests.support.tunnels import Session, answering, application, calling, flavour, own_sockets, processes_in
+from tests.support.tunnels import Session, answering, application, calling, config, flavour, own_sockets, processes_in
 
 NOBODY = Endpoint("127.0.0.1", 9)
 
@@ -172,6 +174,52 @@ async def test_a_lost_node_is_told_and_what_happened_meanwhile_when_it_is_back(n
             told[event.id] = event.change
             assert event.change is not Change.FATAL or "does not have it" in event.reason
         assert {each.id for each in await server.list()} == {"a", "c"}
+
+
+async def test_a_start_that_another_s2cs_began_is_waited_for(tmp_path: Path) -> None:
+    """As when the lead goes to another one in the midst of it: the way is open, and nobody is told that it was."""
+    with ports(20) as range_, node_process(tmp_path, range_, flavour("haproxy")) as running:
+        met = []
+        async with opened(running.link) as first, opened(running.link) as second, application(answering(b"a")) as app:
+            for name in "abcde":
+                session = Session()
+                reserved = await first.reserve(session.spec(Role.PROD, id=name))
+                bridge = session.bridge(reserved, Role.PROD, app)
+                begun = asyncio.create_task(first.start(name, bridge))
+                while (status := (await second.list(name))[0]).state is TunnelState.RESERVED:
+                    await asyncio.sleep(0)
+                met.append(status.state)
+                if status.state is TunnelState.STARTING:
+                    await second.start(name, bridge)
+                await begun
+                async with calling(reserved.listeners[0], session) as caller:
+                    assert await caller.ask(b"?") == b"a ?"
+        assert TunnelState.STARTING in met
+
+
+async def test_what_one_node_cannot_take_goes_to_another_that_has_room_for_it_by_then(tmp_path: Path) -> None:
+    """Of what waits for a node that does not answer, no more comes to the next one than it can carry."""
+    rate = Rate.parse("1Gb/s")
+    with ExitStack() as stack:
+        running = []
+        for name in ("n1", "n2"):
+            range_ = stack.enter_context(ports(8))
+            running.append(stack.enter_context(node_process(tmp_path / name, range_, flavour("nginx"), name)))
+        local = LocalDataServer(config(tmp_path / "local", running[0].ports, flavour("nginx")))
+        links = {running[0].link: Rate.parse("9Gb/s"), running[1].link: rate}
+        nodes = Nodes(links, local, tuple, lambda name: False, here=False)
+        await nodes.open()
+        running[0].process.send_signal(signal.SIGSTOP)  # type: ignore[union-attr]
+        asked = [nodes.reserve(replace(Session().spec(Role.PROD, id=name), rate=rate)) for name in "abc"]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        assert [each.node for each in found if isinstance(each, Reservation)] == ["n2"]
+        assert [type(each) for each in found].count(Unavailable) == 2
+        running[0].process.send_signal(signal.SIGCONT)  # type: ignore[union-attr]
+        while any(state.lost for state in nodes.states()):
+            await asyncio.sleep(0.05)
+        while len(await nodes.list()) > 1:  # what n1 has of them is stopped
+            await asyncio.sleep(0.05)
+        await nodes.close()
 
 
 async def test_a_call_given_up_before_it_comes_is_not_carried_out(node: NodeProcess) -> None:

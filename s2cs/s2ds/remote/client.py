@@ -128,6 +128,8 @@ class RemoteDataServer:
     async def start(self, id: str, bridge: Bridge) -> None:
         """Open the way; return when connections are served."""
         request = codec.lead_to(id, bridge, _call())
+        # An S2CS before this one has begun it, and the node goes on with that.
+        request.call.again = (last := self._last.get(id)) is not None and last.state is TunnelState.STARTING
         await self._given_up_with(request.call, self._ask("StartLstn", request, _START_S))
         self._told.started(id)
 

@@ -34,6 +34,7 @@ class Service(DataServerServicer):
         self._name = name
         self._server = server
         self._calls: OrderedDict[str, asyncio.Task[Any]] = OrderedDict()
+        self._starts: dict[str, asyncio.Task[None]] = {}  # that are under way, by tunnel
 
     async def ReqListeners(self, request: pb.Reserve, context: Any) -> pb.Reservation:
         """Reserve."""
@@ -136,11 +137,18 @@ class Service(DataServerServicer):
         return codec.reservation_to(reservation, self._node)
 
     async def _start(self, id: str, bridge: Bridge, again: bool) -> None:
+        if again and (before := self._starts.get(id)) is not None:
+            await asyncio.wait([before])
         status = await self._server.list(id) if again else ()
         if status and status[0].state is not TunnelState.RESERVED:
-            await self._server.update(id, bridge)  # started by the process before this one: to the same effect
-        else:
-            await self._server.start(id, bridge)
+            await self._server.update(id, bridge)  # started by a process before this one: to the same effect
+            return
+        start = self._starts[id] = asyncio.create_task(self._server.start(id, bridge))
+        try:
+            await start
+        finally:
+            if self._starts.get(id) is start:
+                del self._starts[id]
 
     async def _stop(self, request: pb.Stop) -> pb.Stopped:
         traffic = await self._server.stop(request.id, request.cut)
