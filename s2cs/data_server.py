@@ -28,6 +28,7 @@ from scistream.vocabulary import Rate
 from scistream.x509 import check_server_certificate, pinned
 
 CLIENT_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH
+_PODS_OF = "pods of"
 _IDENTITY_DAYS = 3650  # it never leaves this gateway
 
 
@@ -50,7 +51,8 @@ def data_server(
         return [Home(s.id, s.node or LOCAL, s.request.rate.bytes_per_s) for s in running]
 
     if settings.kubernetes.enabled:
-        return Cluster(Api(access(settings)), shape(settings), _identity(settings), homes, term)
+        known = replace(shape(settings), gateway=_pods_of(settings, store))
+        return Cluster(Api(access(settings)), known, _identity(settings), homes)
     local = LocalDataServer(local_config(settings, runtime.tunnels(settings)))
     if not settings.s2ds.nodes:
         return local
@@ -59,6 +61,13 @@ def data_server(
         return store.fact(drained_fact(name)) == "yes"
 
     return Nodes(links(settings, term), local, homes, drained, settings.s2ds.local)
+
+
+def _pods_of(settings: Settings, store: Store) -> str:
+    """Name the gateway as its pods do: as it was called first, since pods outlive a change of its name."""
+    if not (name := store.fact(_PODS_OF)):
+        store.note(_PODS_OF, name := shape(settings).gateway)
+    return name
 
 
 def links(settings: Settings, term: Callable[[], int] | None) -> dict[Link, Rate]:

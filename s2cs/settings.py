@@ -251,6 +251,8 @@ class Settings(Table):
     def _pods_alone(self) -> Settings:
         if not self.kubernetes.enabled:
             return self
+        if self.store.etcd:
+            raise ValueError("[kubernetes] is for one S2CS, not for several on [store] etcd; leave one out")
         if self.s2ds.nodes:
             raise ValueError("[kubernetes] enabled places all sessions in the cluster; leave [[s2ds.nodes]] out")
         if self.network.wan_port:

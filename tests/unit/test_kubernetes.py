@@ -23,6 +23,9 @@ BASE = Path(__file__).parents[2] / "deploy/kubernetes/base"
 SPEC = TunnelSpec("a1", Uid("scan-7"), Role.PROD, 4, rate=Rate.parse("10Gb/s"))
 
 
+_NODE = {"name": "n1", "address": "10.1.0.6:5010", "certificate": "n1.crt", "lan": "10.1.0.6", "wan": "203.0.113.6"}
+
+
 def settings(**kubernetes: Any) -> Settings:
     return Settings.model_validate({"network": {"ports": "20000-20099"}, "kubernetes": {"enabled": True} | kubernetes})
 
@@ -156,15 +159,23 @@ def test_a_pod_that_may_yet_run_has_no_fault() -> None:
         ({"network": {"ports": "29500-30500"}}, "control_ports 29000-29999 overlap"),
         ({"network": {"wan_port": 443}}, "wan_port is for sessions of this host"),
         ({"kubernetes": {"api": "http://10.0.0.1"}}, "api"),
+        (
+            {
+                "store": {"etcd": ["10.1.0.1:2379"], "listen": "10.1.0.5:5002"},
+                "s2ds": {"local": False, "nodes": [_NODE]},
+                "server": {"on_shutdown": "keep"},
+            },
+            "is for one S2CS",
+        ),
         ({"kubernetes": {"nodes": [{"name": "a", "lan": "10.1.0.1", "wan": "10.1.0.1"}] * 2}}, "named twice: a"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(tmp_path: Path, tables: dict[str, Any], said: str) -> None:
     file = tmp_path / "s2cs.toml"
     file.write_text("[kubernetes]\n")
-    base: dict[str, Any] = {"network": {}, "kubernetes": {"enabled": True}}
+    enabled = {"kubernetes": {"enabled": True} | tables.get("kubernetes", {})}
     with pytest.raises(ValueError, match=said):
-        Settings.model_validate({name: base[name] | tables.get(name, {}) for name in base})
+        Settings.model_validate(tables | enabled)
     file.write_text("[kubernetes]\nnamspace = 'x'\n")
     with pytest.raises(SettingsError, match=r"\[kubernetes\] namspace: unknown key"):
         load(file)

@@ -6,18 +6,26 @@ import asyncio
 import json
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from s2cs.s2ds.kubernetes import pods
+from s2cs.data_server import CLIENT_AUTH, configure, data_server, shape
+from s2cs.s2ds.contract import TunnelSpec, TunnelState
+from s2cs.s2ds.homes import Home
+from s2cs.s2ds.kubernetes import manifest, pods
 from s2cs.s2ds.kubernetes.api import Access, Api
+from s2cs.s2ds.kubernetes.cluster import Cluster, Identity
 from s2cs.s2ds.kubernetes.pods import Pods
+from s2cs.settings import Settings
+from s2cs.store import SqliteStore
 from scistream.errors import FailedPrecondition, ScistreamError, Unavailable
-from scistream.x509 import DevelopmentCA
+from scistream.vocabulary import Role, Uid
+from scistream.x509 import DevelopmentCA, pinned
 
 Answer = tuple[int, bytes]
 
@@ -127,3 +135,64 @@ async def test_what_cannot_be_understood_at_the_start_is_said(server: Server, ap
     finally:
         await api.close()
         await asyncio.sleep(0)
+
+
+def _pod(settings: Settings) -> dict[str, Any]:
+    """One of a session on this host, where nobody answers."""
+    made = manifest.pod(shape(settings), TunnelSpec("a", Uid("u"), Role.PROD, 1), "s2ds-1", 9, "")
+    made["metadata"]["resourceVersion"] = "7"
+    return made | {"status": {"hostIP": "127.0.0.1"}}
+
+
+def _settings(state: Path, name: str) -> Settings:
+    server = {"name": name, "state_dir": state}
+    return Settings.model_validate({"server": server, "kubernetes": {"enabled": True}})
+
+
+@pytest.fixture
+async def carried(server: Server, api: Api, tmp_path: Path) -> AsyncIterator[Cluster]:
+    """A session's pod of an S2CS before this one."""
+    settings = _settings(tmp_path, "aps")
+    pod = _pod(settings)
+    server.lists = [(200, json.dumps({"metadata": {"resourceVersion": "7"}, "items": [pod]}).encode())]
+    certificate, key = pinned("aps.s2cs", CLIENT_AUTH, datetime.now(UTC) + timedelta(days=1))
+    running = Cluster(api, shape(settings), Identity(certificate.pem, key.pem), lambda: [Home("a", "n", 0)])
+    yield running
+    await running.leave()
+
+
+async def test_a_pod_that_is_deleted_while_it_is_taken_up_is_gone(server: Server, carried: Cluster) -> None:
+    pod = json.loads(server.lists[0][1])["items"][0]
+    server.lists.append(listed())
+    server.watches = [(200, json.dumps({"type": "DELETED", "object": pod}).encode() + b"\n"), (200, b"")]
+    await carried.open()
+    (status,) = await carried.list("a")
+    assert (status.state, status.reason) == (TunnelState.FATAL, "its pod s2ds-1 was deleted from the cluster")
+
+
+async def test_news_of_a_pod_whose_session_ends_makes_no_other_member(server: Server, carried: Cluster) -> None:
+    pod = json.loads(server.lists[0][1])["items"][0]
+    server.watches = [(200, b"")]
+    await carried.open()
+    member = carried._members["a"]
+    member.gone, leave = "ended", member.server.leave
+
+    async def told_meanwhile() -> None:
+        carried._changed("s2ds-1", pod)
+        await leave()
+
+    member.server.leave = told_meanwhile  # type: ignore[method-assign]
+    await carried.stop("a")
+    await carried._background.ended()
+    assert carried._members == {}
+
+
+def test_pods_are_those_of_the_same_gateway_whatever_it_is_called_later(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "s2cs.db")
+    for name in ("aps", "aps-2"):
+        settings = _settings(tmp_path, name)
+        found = data_server(settings, store)
+        assert isinstance(found, Cluster)
+        configure(found, settings)
+        assert manifest.selector(found._shape) == "scistream.org/gateway=aps"
+    store.close()

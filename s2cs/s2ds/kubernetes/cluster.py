@@ -85,7 +85,6 @@ class Cluster(Spread):
         shape: Shape,
         identity: Identity,
         homes: Callable[[], Iterable[Home]],
-        term: Callable[[], int] | None = None,
     ) -> None:
         """Make it; nothing happens before `open`.
 
@@ -94,10 +93,8 @@ class Cluster(Spread):
             shape: how pods are to be.
             identity: S2CS's own.
             homes: tells which tunnels belong to sessions that run, by what outlives this process.
-            term: of several S2CS that share the store, in which one this leads; it raises when it does not.
         """
         super().__init__()
-        self._term = term
         self._api = api
         self._shape = shape
         self._identity = identity
@@ -126,11 +123,13 @@ class Cluster(Spread):
             raise
         known = {home.id for home in self._homes()}
         await asyncio.gather(*(self._take_up(pod, known) for pod in self._pods))
+        for member in self._members.values():  # what happened meanwhile was told to nobody
+            member.gone = member.gone or _gone(member.pod, self._pods.get(member.pod))
         self._opened = True
 
     def configure(self, shape: Shape) -> None:
-        """Take other settings for the pods to come."""
-        self._shape = shape
+        """Take other settings for the pods to come; they stay those of the same gateway."""
+        self._shape = replace(shape, gateway=self._shape.gateway)
 
     async def close(self) -> None:
         """End all tunnels, and whatever watches them.
@@ -194,6 +193,7 @@ class Cluster(Spread):
                 await self._delete(member.pod)
                 if not await self._pods.until(member.pod, lambda pod: pod is None, _GONE_S):
                     raise Unavailable(f"pod {member.pod} is to be deleted when its node is back: {error}") from None
+        self._doomed.add(member.pod)  # so that no news of it makes another member
         self._members.pop(id, None)
         await self._forget(member)
         await self._delete(member.pod)
@@ -259,7 +259,7 @@ class Cluster(Spread):
         place = self._shape.place(reading.node(pod))
         address = Endpoint(place.lan if place else reading.host(pod), reading.port(pod))
         own = self._identity
-        link = Link(name, address, reading.certificate(pod), own.certificate, own.key, self._term)
+        link = Link(name, address, reading.certificate(pod), own.certificate, own.key)
         server = RemoteDataServer(link)
         telling = self._background.begin(self._pass_on(server.watch()))
         member = self._members[id] = _Member(id, name, reading.node(pod), server, telling)
@@ -311,7 +311,7 @@ class Cluster(Spread):
             if pod is not None and not reading.leaves(pod):
                 self._background.begin(self._take_up(pod, {home.id for home in self._homes()}))
             return
-        gone = f"its pod {name} was deleted from the cluster" if pod is None else reading.over(pod)
+        gone = _gone(name, pod)
         if gone and not member.gone:
             member.gone = gone
             if not member.stopping:
@@ -342,3 +342,8 @@ class Cluster(Spread):
     async def _pass_on(self, news: Watch) -> None:
         async for event in news:
             self._events.publish(event)
+
+
+def _gone(name: str, pod: Pod | None) -> str:
+    """Say why a pod carries nothing any more; empty while it may."""
+    return f"its pod {name} was deleted from the cluster" if pod is None else reading.over(pod)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -110,9 +111,11 @@ class Pods:
         """Follow for ever; after each silence of the API they are listed, as something may have been missed."""
         silent, missed = False, False
         while True:
+            begin = time.monotonic()
             try:
                 if not missed:
                     await self._watch()
+                    await asyncio.sleep(begin + _AGAIN_S - time.monotonic())  # if it has ended at once
                 await self._list()
                 silent = missed = False
                 continue
