@@ -223,7 +223,7 @@ class DataServer(Protocol):
         Raises:
             NotFound: no such tunnel.
             FailedPrecondition: it was started before.
-            Unavailable: the proxy does not come up; the message ends with its last words.
+            Unavailable: the proxy does not come up; the message ends with its last words. Or it is being stopped.
         """
         ...
 
@@ -233,7 +233,7 @@ class DataServer(Protocol):
         Raises:
             NotFound: no such tunnel.
             FailedPrecondition: it is not running.
-            Unavailable: the proxy refuses the new configuration; the old one goes on.
+            Unavailable: the proxy refuses the new configuration; the old one goes on. Or it is being stopped.
         """
         ...
 

@@ -208,6 +208,7 @@ class Tunnel:
 
     async def start(self, bridge: Bridge) -> None:
         """Open the way, once."""
+        self._refuse_at_the_end()
         if self._state is not TunnelState.RESERVED:
             raise FailedPrecondition(f"tunnel {self.spec.id} was started before; it is {self._state}: use update")
         self._check(bridge)
@@ -216,10 +217,16 @@ class Tunnel:
 
     async def update(self, bridge: Bridge) -> None:
         """Lead new connections elsewhere; the old ones stay."""
+        self._refuse_at_the_end()
         if self._state is not TunnelState.RUNNING:
             raise FailedPrecondition(f"tunnel {self.spec.id} is {self._state}, not running; update it when it is")
         self._check(bridge)
         await self._interruptible(self._update(bridge))
+
+    def _refuse_at_the_end(self) -> None:
+        """Tell who comes after `stop` the same as whom it interrupts."""
+        if self._stopping is not None:
+            raise Unavailable(f"tunnel {self.spec.id} was stopped meanwhile; request a new session")
 
     def _check(self, bridge: Bridge) -> None:
         """See that a bridge is for this tunnel, and that its proxy can do it."""
@@ -249,9 +256,9 @@ class Tunnel:
             await self._work.begin(work)
         except asyncio.CancelledError:
             waiting = asyncio.current_task()
-            if self._stopping is None or (waiting is not None and waiting.cancelling()):
-                raise
-            raise Unavailable(f"tunnel {self.spec.id} was stopped meanwhile; request a new session") from None
+            if waiting is None or not waiting.cancelling():
+                self._refuse_at_the_end()
+            raise
 
     async def _start(self, bridge: Bridge) -> None:
         try:

@@ -456,6 +456,28 @@ async def test_stop_during_start_leaves_nothing(node: Node, server: DataServer, 
     assert node.leftovers() == []
 
 
+async def test_verbs_that_come_while_it_stops_hear_of_that(node: Node) -> None:
+    async with node.open(grace_s=600) as server, application(answering(b"app")) as target:
+        session = Session()
+        reserved = await server.reserve(session.spec(Role.PROD, id="x"))
+        bridge = session.bridge(reserved, Role.PROD, target)
+        await server.start("x", bridge)
+        proxy = await leader(server)
+        os.kill(proxy, signal.SIGSTOP)  # it ends when it is killed, and not before
+        try:
+            stop = asyncio.create_task(server.stop("x"))
+            async with asyncio.timeout(60):
+                while (await server.list())[0].state is not TunnelState.STOPPING:
+                    await asyncio.sleep(0.01)
+            for late in (server.start, server.update):
+                with pytest.raises(Unavailable, match="stopped meanwhile; request a new session"):
+                    await late("x", bridge)
+        finally:
+            os.kill(proxy, signal.SIGKILL)
+        await stop
+    assert node.leftovers() == []
+
+
 @pytest.mark.parametrize("after_ms", [1, 8])
 async def test_a_start_given_up_leaves_no_process(node: Node, server: DataServer, after_ms: int) -> None:
     session = Session()
