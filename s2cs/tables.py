@@ -43,7 +43,10 @@ Listen = Annotated[Endpoint, read_by(Endpoint.parse)]
 
 
 def _ip(value: object) -> str:
-    address = ipaddress.ip_address(str(value))
+    try:
+        address = ipaddress.ip_address(str(value))
+    except ValueError:
+        raise ValueError("use one IPv4 or IPv6 address; a name is not enough") from None
     if address.is_unspecified:
         raise ValueError("name one address of this host, not all of them; others have to reach it")
     return str(address)

@@ -32,6 +32,7 @@ _OPAQUE = "[[auth.introspection]]\nname = 'x'\nendpoint = 'https://x/introspect'
         ("[network]\nwan = '0.0.0.0'", ["[network] wan: found '0.0.0.0'", "name one address"]),
         ("[network]\nports = '5-2'", ["[network] ports: found '5-2'", "FIRST-LAST"]),
         ("[network]\nports = 5000", ["[network] ports: found 5000"]),
+        ("[network]\nwan = 'gateway'", ["[network] wan: found 'gateway'", "use one IPv4 or IPv6 address"]),
         ("[network]\nwan_port = 65536", ["[network] wan_port: found 65536", "65535"]),
         ("[network]\nwan_port = 30999\n[compat]\npsk = true", ["wan_port tells sessions apart", "leave one out"]),
         ("[s2ds]\nbackend = 'squid'", ["[s2ds] backend: found 'squid'", "'nginx'"]),
