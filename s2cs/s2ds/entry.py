@@ -2,7 +2,8 @@
 
 This text is what the container runs, by `python3 -c`: it needs nothing of this package, so an image may be of another
 version. A container inherits no descriptors; they come over a Unix socket in the tunnel's directory, where it starts:
-first the log, then the listeners, which become 3, 4, ... as in systemd's socket activation.
+first the log, then the listeners, which become 3, 4, ... as in systemd's socket activation, and the log once more for
+each, where the proxy wants that.
 """
 
 import fcntl

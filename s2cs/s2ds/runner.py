@@ -134,7 +134,8 @@ class Runner:
         sockets, handle = self._listeners.sockets, Path(f"{name}.handle")
         environment, confinement = self._backend.environment(len(sockets)), self._means.confinement
         uid, limits = self._record.spec.uid, self._means.config.limits
-        job = Job(command, self.directory, confinement, sockets, environment, log_of(handle), handle, uid, limits)
+        logs = len(sockets) if self._backend.log_for_each else 0
+        job = Job(command, self.directory, confinement, sockets, environment, log_of(handle), handle, uid, limits, logs)
         return self._proxy_of(await self._means.launcher.launch(job), self.directory / handle)
 
     def _proxy_of(self, process: Running, handle: Path) -> Proxy:

@@ -29,7 +29,10 @@ def plan(uid: Uid, role: Role, legs: list[tuple[Endpoint, Endpoint]], directory:
     return Plan(
         uid=uid,
         role=role,
-        legs=tuple(Leg(3 + i, *leg, Word(f"{i}-0a1b.{peer_name(uid, Role.PROD)}")) for i, leg in enumerate(legs)),
+        legs=tuple(
+            Leg(3 + i, 3 + len(legs) + i, 1 + i % 2, *leg, Word(f"{i}-0a1b.{peer_name(uid, Role.PROD)}"))
+            for i, leg in enumerate(legs)
+        ),
         peer=Word(peer_name(uid, role.peer)),
         suites=Word("TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384"),
         buffer_bytes=65536,
@@ -100,6 +103,17 @@ def test_foreign_text_becomes_no_endpoint_that_could_break_out(text: str) -> Non
     except InvalidArgument:
         return
     assert re.fullmatch(r"[A-Za-z0-9._:\[\]-]+", str(endpoint))
+
+
+@ROLE
+@pytest.mark.parametrize(("version", "pin"), [("2.4.22", "process 1/"), ("2.6.12-1", "thread "), ("3.0.5", "thread ")])
+def test_each_listener_of_haproxy_has_its_thread_and_its_log(role: Role, version: str, pin: str) -> None:
+    legs = [(Endpoint("10.0.0.1", n), Endpoint("10.0.0.2", n)) for n in range(1, 4)]
+    written = BACKENDS["haproxy"].configuration(plan(Uid("u"), role, legs), Found(Path("/p"), version))
+    assert re.findall(r"^    log (\S+) ", written, re.MULTILINE) == ["fd@6", "fd@7", "fd@8"]
+    assert re.findall(rf"^    bind (fd@\d {pin}\d)\b", written, re.MULTILINE) == [
+        f"fd@{fd} {pin}{thread}" for fd, thread in ((3, 1), (4, 2), (5, 1))
+    ]
 
 
 def test_a_template_that_names_what_is_not_there_fails() -> None:

@@ -56,6 +56,8 @@ class Leg:
     """One listener: the descriptor it is handed down as, its address, and where it leads."""
 
     fd: int
+    log: int  # a descriptor of the log that is this listener's alone, of proxies that want such
+    thread: int  # from 1: whose it is, of proxies with threads
     listen: Endpoint
     target: Endpoint
     name: Word  # what its connections ask the other gateway for
@@ -98,18 +100,20 @@ class Plan:
         generation: int,
         as_root: bool,
     ) -> Self:
-        """Say what carries a tunnel: listener i is inherited as descriptor 3 + i, and leads to target i."""
+        """Say what carries a tunnel: listener i of n is descriptor 3 + i, its log 3 + n + i; it leads to target i."""
         targets, credentials, peer = bridge.targets, bridge.credentials, Word(peer_name(spec.uid, spec.role.peer))
         psk, udp = isinstance(credentials, PreSharedKey), spec.protocol is Transport.UDP
         suites = [suite for suite in config.suites if suite in WITH_PSK or not psk]
 
-        def leg(i: int, listen: Endpoint) -> Leg:
-            to = i % len(targets)
-            if isinstance(credentials, (PreSharedKey, TrustedPeers)):
-                return Leg(3 + i, listen, targets[to], peer)
-            return Leg(3 + i, listen, targets[to], Word(way_name(credentials.trust_anchor, spec.uid, to)))
-
         streams = 100 + 4 * spec.num_conn
+        workers = 1 if udp else min(spec.num_conn, len(os.sched_getaffinity(0)))  # a flow stays with one
+
+        def leg(i: int, listen: Endpoint) -> Leg:
+            to, name = i % len(targets), peer
+            if not isinstance(credentials, (PreSharedKey, TrustedPeers)):
+                name = Word(way_name(credentials.trust_anchor, spec.uid, to))
+            return Leg(3 + i, 3 + len(listeners) + i, 1 + i % workers, listen, targets[to], name)
+
         return cls(
             uid=spec.uid,
             role=spec.role,
@@ -118,7 +122,7 @@ class Plan:
             suites=Word(":".join(suites)),
             buffer_bytes=config.buffer_bytes,
             rate=spec.pace,
-            workers=1 if udp else min(spec.num_conn, len(os.sched_getaffinity(0))),  # a flow stays with one
+            workers=workers,
             streams=streams,
             places=streams + (_strangers() if spec.role is Role.PROD and not udp else 0),
             directory=config.directory / spec.id,
@@ -175,6 +179,7 @@ class Backend(ABC):
     paces: ClassVar[bool] = False  # limits what its own connections send; the kernel does that of those it accepts
     drain: ClassVar[Signals]  # stop accepting, exit when the last stream has ended
     reload: ClassVar[Reload]
+    log_for_each: ClassVar[bool] = False  # gets a descriptor of its log for each listener
     refusal: ClassVar[re.Pattern[str]]  # what it logs when it refuses a new configuration
     session_line: ClassVar[re.Pattern[bytes]]  # what it logs of a TLS session: groups `version` and `cipher`
     # What it logs of a connection that has ended, with the bytes of the applications: groups `up` (towards the

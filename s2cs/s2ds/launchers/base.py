@@ -27,6 +27,7 @@ class Job:
     handle: Path = Path("handle")  # tells a later server which process this was
     uid: str = "none"  # of the session that it is for
     limits: Limits = field(default_factory=Limits)
+    logs: int = 0  # further descriptors of the log, after the sockets
     wrapper: tuple[str, ...] = ()  # a command that becomes the program, before that changes its user
 
 

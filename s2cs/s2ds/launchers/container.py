@@ -55,7 +55,8 @@ def described(job: Job, image: str, meeting: str) -> dict[str, Any]:
     directory, limits, files = str(job.directory), job.limits, files_limit()
     own = resource.getrlimit(resource.RLIMIT_NPROC)[1]
     most = _PROCESSES_MAX if own == resource.RLIM_INFINITY else min(own, _PROCESSES_MAX)
-    command = ["python3", "-I", "-S", "-c", _ENTRY.read_text(), meeting, str(1 + len(job.sockets)), *job.argv]
+    given = 1 + len(job.sockets) + job.logs
+    command = ["python3", "-I", "-S", "-c", _ENTRY.read_text(), meeting, str(given), *job.argv]
     host = {
         **_NEVER_MORE,
         "Mounts": [

@@ -292,7 +292,7 @@ def _hand_over(job: Job, taker: socket.socket) -> None:
     log = os.open(path, _NEW | os.O_APPEND, 0o600)
     try:
         job.confinement.give(path)  # nginx opens it again
-        given = [log, *(each.fileno() for each in job.sockets)]
+        given = [log, *(each.fileno() for each in job.sockets), *[log] * job.logs]
         taker.setblocking(True)
         for first in range(0, len(given), _AT_ONCE):
             socket.send_fds(taker, [b"."], given[first : first + _AT_ONCE])

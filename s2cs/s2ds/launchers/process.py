@@ -181,7 +181,7 @@ class ProcessLauncher:
                 opened.append(os.open(job.directory / name, flags, 0o600))
             job.confinement.give(job.directory / job.log)  # nginx opens it again
             log, handle = opened
-            first_free = 3 + len(job.sockets)
+            first_free = 3 + len(job.sockets) + job.logs
             # Sources above all targets, so that no mapping overwrites the source of a later one.
             for each in (handle, log, *(s.fileno() for s in job.sockets)):
                 opened.append(fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, first_free))
@@ -189,7 +189,7 @@ class ProcessLauncher:
                 (os.POSIX_SPAWN_DUP2, opened[2], 0),
                 (os.POSIX_SPAWN_DUP2, opened[3], 1),
                 (os.POSIX_SPAWN_DUP2, opened[3], 2),
-                *((os.POSIX_SPAWN_DUP2, source, 3 + i) for i, source in enumerate(opened[4:])),
+                *((os.POSIX_SPAWN_DUP2, source, 3 + i) for i, source in enumerate(opened[4:] + [opened[3]] * job.logs)),
             ]
             forbid_cores()
             _hand_down_nothing_else()
