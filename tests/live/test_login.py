@@ -211,7 +211,7 @@ def test_several_ways_and_none(site: Site) -> None:
 
 def test_tokens_that_the_gateway_does_not_take_are_revoked_and_not_kept(site: Site) -> None:
     command = ("--issuer", site.issuer.issuer, "--client-id", CLIENT_ID, "--scope", "sessions", "--audience", OPAQUE)
-    before = site.issuer.counts().get("/token/revocation", 0)
+    before = site.issuer.counts()["/token/revocation"]
     said = site.user.s2uc("login", "alcf", *command, expect=3, BROWSER=BROWSER.format("ada")).stderr
     assert "not a user's at this gateway" in said
     assert site.issuer.counts()["/token/revocation"] == before + 2

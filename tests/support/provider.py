@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,10 +115,9 @@ class Provider:
         """Sign with new keys; the old ones stay published unless they are replaced."""
         self.set(rotate="replace" if replace else "add")
 
-    def counts(self) -> dict[str, int]:
-        """How often each path has been asked for."""
-        found: dict[str, int] = self.client.get("/control").json()
-        return found
+    def counts(self) -> Counter[str]:
+        """How often each path has been asked for; 0 of those that never were."""
+        return Counter(self.client.get("/control").json())
 
     def metadata(self) -> dict[str, Any]:
         """What it says of itself."""
