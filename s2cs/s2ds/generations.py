@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Self
@@ -54,10 +55,11 @@ class Generations:
         numbers = sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
         found._written = max(numbers, default=0)
         for number in numbers:
-            if found.config.exists() and found.config.samefile(directory / str(number) / config):
-                found.in_force = number
-            else:
-                found.discard(number)
+            with suppress(FileNotFoundError):  # none is in force, or it was killed before it had written this one
+                if found.config.samefile(directory / str(number) / config):
+                    found.in_force = number
+                    continue
+            found.discard(number)
         return found
 
     @property

@@ -273,6 +273,17 @@ async def test_what_a_killed_server_left_is_taken_up(kind: Flavour, tmp_path: Pa
             server.let_go()
 
 
+async def test_half_an_update_of_a_killed_server_is_cleared_away(
+    kind: Flavour, tmp_path: Path, range_: PortRange
+) -> None:
+    async with left_by_a_killed_server(kind, tmp_path, range_) as (pids, _):
+        (tmp_path / "x" / "2").mkdir()  # nothing was written there yet
+        async with local(config(tmp_path, range_, kind)) as server:
+            (status,) = await server.list("x")
+            assert (status.state, status.pids[0]) == (TunnelState.RUNNING, pids[0])
+            assert not (tmp_path / "x" / "2").exists()
+
+
 async def test_a_taken_up_proxy_that_dies_is_restarted_on_its_sockets(
     kind: Flavour, tmp_path: Path, range_: PortRange
 ) -> None:
