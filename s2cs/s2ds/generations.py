@@ -52,14 +52,15 @@ class Generations:
     def regain(cls, directory: Path, config: str, confinement: Confinement) -> Self:
         """Find what an earlier server wrote, and clear away what it did not put in force."""
         found = cls(directory, config, confinement)
-        numbers = sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+        numbers = found._numbers
         found._written = max(numbers, default=0)
         for number in numbers:
             with suppress(FileNotFoundError):  # none is in force, or it was killed before it had written this one
                 if found.config.samefile(directory / str(number) / config):
                     found.in_force = number
-                    continue
-            found.discard(number)
+        for number in numbers:
+            if number > found.in_force:
+                found.discard(number)
         return found
 
     @property
@@ -124,6 +125,26 @@ class Generations:
         """Put a generation in force, at once and whole."""
         self.stage(number).replace(self.config)
         self.in_force = number
+
+    def alike(self, number: int) -> bool:
+        """Tell whether a generation says what the one in force says, which the proxy is known to have."""
+        if min(self._numbers) < self.in_force:
+            return False  # an earlier server put it in force, and has perhaps not told the proxy
+        one, other = (
+            {path.name: path.read_bytes() for path in (self._directory / str(each)).iterdir()}
+            for each in (self.in_force, number)
+        )
+        return one == other
+
+    def settle(self) -> None:
+        """Remove all but the one in force, which the proxy has now."""
+        for number in self._numbers:
+            if number != self.in_force:
+                self.discard(number)
+
+    @property
+    def _numbers(self) -> list[int]:
+        return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdigit())
 
     def discard(self, number: int) -> None:
         """Remove a generation."""

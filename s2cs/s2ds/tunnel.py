@@ -278,6 +278,9 @@ class Tunnel:
                 raise FailedPrecondition(f"tunnel {self.spec.id} is being restarted; update it again in a moment")
             files, inodes, timeout_s = self._runner.files, self.listeners.inodes, self._config.start_timeout_s
             old, new = files.in_force, self._runner.write(bridge)
+            if self.spec.protocol is Transport.UDP and files.alike(new):
+                files.discard(new)  # to reload would end all flows
+                return
             try:
                 await self._runner.check(new)
                 files.switch(new)
@@ -295,7 +298,7 @@ class Tunnel:
                 files.discard(new)
                 raise
             self._runner.admit()
-            files.discard(old)
+            files.settle()
 
     async def _end(self, cut: bool) -> None:
         self._state = TunnelState.STOPPING

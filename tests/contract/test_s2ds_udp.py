@@ -141,6 +141,51 @@ async def test_the_next_server_takes_flows_and_sockets_over(
     assert all(map(free, (*consumer.listeners, *waiting.listeners)))
 
 
+@NGINX
+async def test_an_update_that_changes_nothing_ends_no_flow(
+    tmp_path: Path, range_: PortRange, producer: UdpEcho, name: str
+) -> None:
+    """S2CS repeats an update that it may not have done when it starts again."""
+    session, settings = Session(), config(tmp_path, range_, flavour(name))
+    first = LocalDataServer(settings)
+    await first.open()
+    reserved, consumer = await opened(first, producer.endpoint, session)
+    bridges = {
+        f"{session.uid}-PROD": Bridge((producer.endpoint,), HERE),
+        f"{session.uid}-CONS": Bridge(reserved.listeners, TrustedPeers()),
+    }
+
+    async def updated(server: LocalDataServer) -> dict[str, set[int]]:
+        """Update both sides to what they have; give their processes."""
+        for id, bridge in bridges.items():
+            await server.update(id, bridge)
+        return {status.id: set(status.pids) for status in await server.list()}
+
+    with flow(consumer.listeners[0]) as running:
+        assert await asked(running, b"one") == b"one"
+        (peer,) = producer.peers
+        running.settimeout(20)
+        before = {status.id: set(status.pids) for status in await first.list()}
+        assert await updated(first) == before
+        producer.send(b"unasked", peer)
+        assert await asyncio.to_thread(running.recv, 100) == b"unasked"
+        first.let_go()
+        async with local(settings) as second:
+            assert await updated(second) == before
+            producer.send(b"still", peer)
+            assert await asyncio.to_thread(running.recv, 100) == b"still"
+            second.let_go()
+        # As a server leaves it that is killed before the proxy has heard of the new files.
+        for id in bridges:
+            (tmp_path / id / "0").mkdir()
+        async with local(settings) as third:
+            after = await updated(third)
+            assert all(after[id] - before[id] for id in bridges)  # the proxies were told
+            again = await updated(third)
+            assert not any(again[id] - after[id] for id in bridges)
+            assert await asked(running, b"anew") == b"anew"
+
+
 async def test_a_flow_that_rests_is_counted(tmp_path: Path, range_: PortRange, producer: UdpEcho) -> None:
     async with local(config(tmp_path, range_, flavour("nginx"), flow_idle_s=1)) as server:
         _, consumer = await opened(server, producer.endpoint, Session())

@@ -39,6 +39,10 @@ class UdpEcho:
             except OSError:  # nothing came, or an earlier answer found nobody
                 continue
 
+    def send(self, data: bytes, peer: tuple[str, int]) -> None:
+        """Send without being asked."""
+        self._socket.sendto(data, peer)
+
     def close(self) -> None:
         """End."""
         self._ended.set()
