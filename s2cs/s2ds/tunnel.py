@@ -213,7 +213,13 @@ class Tunnel:
             raise FailedPrecondition(f"tunnel {self.spec.id} was started before; it is {self._state}: use update")
         self._check(bridge)
         self._state = TunnelState.STARTING
-        await self._interruptible(self._start(bridge))
+        try:
+            await self._interruptible(self._start(bridge))
+        except BaseException as error:
+            if self._state is TunnelState.STARTING:  # it may be done, or being stopped
+                self._state = TunnelState.FATAL
+                self._reason = str(error) or "its start was given up"
+            raise
 
     async def update(self, bridge: Bridge) -> None:
         """Lead new connections elsewhere; the old ones stay."""
@@ -261,15 +267,10 @@ class Tunnel:
             raise
 
     async def _start(self, bridge: Bridge) -> None:
-        try:
-            async with self._lock:
-                self._runner.files.switch(self._runner.write(bridge))
-                self._meter.begin()
-                self._proxy = await self._launch()
-        except BaseException as error:
-            self._state = TunnelState.FATAL
-            self._reason = str(error) or "its start was given up"
-            raise
+        async with self._lock:
+            self._runner.files.switch(self._runner.write(bridge))
+            self._meter.begin()
+            self._proxy = await self._launch()
         self._state = TunnelState.RUNNING
 
     async def _update(self, bridge: Bridge) -> None:

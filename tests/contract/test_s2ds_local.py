@@ -350,6 +350,19 @@ async def test_a_handle_of_somebody_else_is_left_alone(tmp_path: Path, range_: P
         stranger.kill()
 
 
+async def test_a_start_given_up_before_it_began_is_not_starting_for_ever(tmp_path: Path, range_: PortRange) -> None:
+    session = Session()
+    async with local(config(tmp_path, range_, flavour("nginx"))) as server:
+        reserved = await server.reserve(session.spec(Role.PROD, id="x"))
+        start = asyncio.create_task(server.start("x", session.bridge(reserved, Role.PROD, NOBODY)))
+        await asyncio.sleep(0)  # it was asked for, and has done nothing
+        start.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await start
+        (status,) = await server.list()
+        assert (status.state, status.reason, status.pids) == (TunnelState.FATAL, "its start was given up", ())
+
+
 async def test_a_constructor_does_nothing(tmp_path: Path, range_: PortRange) -> None:
     server = LocalDataServer(config(tmp_path / "none", range_, flavour("nginx")))
     assert not (tmp_path / "none").exists()
