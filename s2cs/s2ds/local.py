@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from signal import Signals
 
+from s2cs.background import Background
 from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.backends.base import Backend, Found
 from s2cs.s2ds.config import Interface, LocalConfig
@@ -80,6 +81,7 @@ class LocalDataServer:
         self._printed: dict[str, Printed] = {}  # what the proxies of tunnels printed that have ended
         self._lock: int | None = None
         self._background: list[asyncio.Task[None]] = []
+        self._ends = Background()  # of tunnels: they go on whoever stops waiting
         self._confinement: Confinement | None = None
         self._router: Router | None = None  # where there is one WAN port for all
 
@@ -149,6 +151,7 @@ class LocalDataServer:
         """Close, and leave all tunnels running for the server that opens the directory next."""
         for task in self._background:
             task.cancel()
+        self._ends.cancel()
         for tunnel in self._tunnels.values():
             tunnel.release_hold()
         self._tunnels.clear()
@@ -213,6 +216,10 @@ class LocalDataServer:
         """End the tunnel and give everything back; say what it has moved. Unknown ids are no error."""
         if (tunnel := self._tunnels.get(id)) is None:
             return None
+        return await asyncio.shield(self._ends.begin(self._stop(tunnel, cut)))
+
+    async def _stop(self, tunnel: Tunnel, cut: bool) -> Traffic:
+        id = tunnel.spec.id
         try:
             return await tunnel.stop(cut)
         finally:

@@ -177,7 +177,8 @@ class Tunnel:
     @property
     def ended(self) -> bool:
         """True when everything is given back."""
-        return self._stopping is not None and self._stopping.done() and not self._stopping.exception()
+        end = self._stopping
+        return end is not None and end.done() and not end.cancelled() and not end.exception()
 
     async def adopt(self) -> None:
         """Take up what an earlier server left: keep the proxy that lives, start it again if it died."""
@@ -200,6 +201,8 @@ class Tunnel:
     def release_hold(self) -> None:
         """Let go of everything without ending anything: another server will take it up."""
         self._work.cancel()
+        if self._stopping is not None:
+            self._stopping.cancel()  # the other server is asked for it
         self._read_logs()
         self._ledger.save()
         for proxy in self._proxies:

@@ -363,6 +363,48 @@ async def test_a_start_given_up_before_it_began_is_not_starting_for_ever(tmp_pat
         assert (status.state, status.reason, status.pids) == (TunnelState.FATAL, "its start was given up", ())
 
 
+async def test_a_stop_given_up_lets_the_tunnel_go_in_the_end(tmp_path: Path, range_: PortRange) -> None:
+    async with local(config(tmp_path, range_, flavour("nginx"))) as server:
+        free = server.free_ports(Role.PROD)
+        session = Session()
+        reserved = await server.reserve(session.spec(Role.PROD, id="x"))
+        await server.start("x", session.bridge(reserved, Role.PROD, NOBODY))
+        stop = asyncio.create_task(server.stop("x"))
+        await asyncio.sleep(0)
+        stop.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stop
+        async with asyncio.timeout(60):
+            while await server.list():
+                await asyncio.sleep(0.01)
+        assert server.free_ports(Role.PROD) == free
+        assert (await server.logs("x", 1)).lines
+
+
+async def test_a_server_that_lets_go_while_it_stops_leaves_the_rest_to_the_next(
+    tmp_path: Path, range_: PortRange
+) -> None:
+    session, settings = Session(), config(tmp_path, range_, flavour("nginx"), grace_s=600)
+    server = LocalDataServer(settings)
+    await server.open()
+    async with application(answering(b"app")) as target:
+        reserved = await server.reserve(session.spec(Role.PROD, id="x"))
+        await server.start("x", session.bridge(reserved, Role.PROD, target))
+        async with calling(reserved.listeners[0], session) as stream:
+            assert await stream.ask(b"1") == b"app 1"
+            stop = asyncio.create_task(server.stop("x"))
+            while (await server.list())[0].state is not TunnelState.STOPPING:
+                await asyncio.sleep(0.01)
+            server.let_go()
+            async with asyncio.timeout(60):
+                await asyncio.wait([stop])
+            assert stop.cancelled()
+            assert await stream.ask(b"2") == b"app 2"
+            async with local(settings) as second:
+                await second.stop("x", cut=True)
+    assert processes_in(tmp_path) == []
+
+
 async def test_a_constructor_does_nothing(tmp_path: Path, range_: PortRange) -> None:
     server = LocalDataServer(config(tmp_path / "none", range_, flavour("nginx")))
     assert not (tmp_path / "none").exists()
