@@ -285,24 +285,28 @@ class Tunnel:
             if self.spec.protocol is Transport.UDP and files.alike(new):
                 files.discard(new)  # to reload would end all flows
                 return
+            by_signal, told = self.backend.reload is Reload.SIGNAL, False
             try:
                 await self._runner.check(new)
                 files.switch(new)
-                if self.backend.reload is Reload.SIGNAL:
-                    before, offset = procfs.children(process.pid), proxy.log.size()
+                if by_signal:
+                    before, offset, told = procfs.children(process.pid), proxy.log.size(), True
                     process.signal(Signals.SIGHUP)
                     await until_serving(proxy, self.backend, inodes, timeout_s, offset, before)
                 else:
                     self._proxy = await self._launch()
-                    self._draining.append(proxy)
-                    process.signal(self.backend.drain)
-                    await until_released(proxy, self.listeners.inodes, timeout_s)
             except BaseException:
                 files.switch(old)
                 files.discard(new)
+                if told:
+                    process.signal(Signals.SIGHUP)  # it may have taken the new ones, but too late
                 raise
             self._runner.admit()
             files.settle()
+            if not by_signal:
+                self._draining.append(proxy)
+                process.signal(self.backend.drain)
+                await until_released(proxy, inodes, timeout_s)
 
     async def _end(self, cut: bool) -> None:
         self._state = TunnelState.STOPPING

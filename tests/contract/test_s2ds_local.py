@@ -405,6 +405,28 @@ async def test_a_server_that_lets_go_while_it_stops_leaves_the_rest_to_the_next(
     assert processes_in(tmp_path) == []
 
 
+async def test_an_update_that_takes_too_long_is_not_in_force_later(tmp_path: Path, range_: PortRange) -> None:
+    session, settings = Session(), config(tmp_path, range_, flavour("nginx"), start_timeout_s=5)
+    async with (
+        application(answering(b"old")) as old,
+        application(answering(b"new")) as new,
+        local(settings) as server,
+    ):
+        reserved = await server.reserve(session.spec(Role.PROD, id="x"))
+        await server.start("x", session.bridge(reserved, Role.PROD, old))
+        *_, worker = (await server.list())[0].pids
+        os.kill(worker, signal.SIGSTOP)  # which holds the listeners
+        with pytest.raises(Unavailable, match="did not serve within 5 s"):
+            await server.update("x", session.bridge(reserved, Role.PROD, new))
+        os.kill(worker, signal.SIGCONT)
+        async with asyncio.timeout(60):
+            answer = b""
+            while answer != b"old 1" or worker in (await server.list())[0].pids:
+                with suppress(OSError):
+                    async with calling(reserved.listeners[0], session) as caller:
+                        answer = await caller.ask(b"1")
+
+
 async def test_a_constructor_does_nothing(tmp_path: Path, range_: PortRange) -> None:
     server = LocalDataServer(config(tmp_path / "none", range_, flavour("nginx")))
     assert not (tmp_path / "none").exists()
