@@ -25,6 +25,7 @@ from s2cs.s2ds import contract
 from s2cs.s2ds.contract import Change, Reservation, TunnelState
 from s2cs.s2ds.local import LocalDataServer
 from s2cs.s2ds.nodes import Nodes
+from s2cs.s2ds.remote import client
 from s2cs.s2ds.remote import s2ds_pb2 as pb
 from s2cs.s2ds.remote.client import RemoteDataServer
 from s2cs.s2ds.remote.link import Link, describe
@@ -109,6 +110,42 @@ async def test_what_is_lost_is_sent_again_with_the_same_effect(node: NodeProcess
         assert server.free_ports(Role.PROD) == free
         assert processes_in(node.tunnels) == []
         assert stub.lost
+
+
+async def test_what_is_reserved_while_the_node_tells_what_it_has_is_not_taken_for_gone(
+    node: NodeProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, late, compared = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    class SlowToList(DataServerStub):
+        def __init__(self, channel: Any) -> None:
+            super().__init__(channel)
+            inner = self.List
+
+            async def listed(*given: Any, **more: Any) -> Any:
+                answer = await inner(*given, **more)
+                told.set()
+                await late.wait()
+                return answer
+
+            self.List = listed
+
+    server = RemoteDataServer(node.link, lambda found: compared.set())
+    await server.open()
+    try:
+        news = server.watch()
+        compared.clear()
+        monkeypatch.setattr(client, "DataServerStub", SlowToList)
+        server._news.cancel()  # as a connection that breaks and is there again at once
+        await told.wait()
+        spec = Session().spec(Role.PROD)
+        await server.reserve(spec)
+        late.set()
+        await compared.wait()
+        await server.stop(spec.id)
+    finally:
+        await server.close()
+    assert [event async for event in news] == []
 
 
 async def test_a_node_that_is_killed_leaves_its_streams_and_takes_them_up_again(node: NodeProcess) -> None:

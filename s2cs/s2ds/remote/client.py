@@ -315,11 +315,12 @@ class RemoteDataServer:
 
     async def _compare(self) -> None:
         """Be in touch: tell what has become of the tunnels meanwhile."""
+        known = self._told.ids
         message = await self._stub.List(pb.Tunnels(), timeout=_LIST_S, metadata=self._link.marks())
         found = {each.id: self._understood(codec.tunnel_from, each) for each in message.tunnels}
         self._last = found
         gone = f"node {self.name} was started anew and does not have it"
-        for event in self._told.compared(found, bool(self.lost), gone):
+        for event in self._told.compared(known, found, bool(self.lost), gone):
             self._events.publish(event)
         if self.lost:
             log.info("node %s is in touch, with %d tunnels", self.name, len(found))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 
 from s2cs.s2ds.contract import Change, TunnelEvent, TunnelState, TunnelStatus
 
@@ -43,16 +43,26 @@ class Told:
         """Say what there is to tell when the node is lost."""
         return [TunnelEvent(id, Change.LOST, reason) for id in self._told]
 
-    def compared(self, found: Mapping[str, TunnelStatus], was_lost: bool, gone: str) -> list[TunnelEvent]:
+    @property
+    def ids(self) -> frozenset[str]:
+        """The tunnels that the node has."""
+        return frozenset(self._told)
+
+    def compared(
+        self, known: Set[str], found: Mapping[str, TunnelStatus], was_lost: bool, gone: str
+    ) -> list[TunnelEvent]:
         """Say what there is to tell of the tunnels that a node in touch has, and take note of it.
 
         Args:
-            found: all of them.
+            known: those that there were when the node was asked: it may have told before it reserved the others.
+            found: all that it told of.
             was_lost: the node was told to be lost, so that they were, too.
             gone: the reason of those that it does not have.
         """
         news: list[TunnelEvent] = []
         for id, (state, restarts) in list(self._told.items()):
+            if id not in known:
+                continue
             if (status := found.get(id)) is None:
                 news.append(TunnelEvent(id, Change.FATAL, gone))
                 self.note(news[-1])
