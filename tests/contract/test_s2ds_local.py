@@ -44,6 +44,7 @@ from tests.support.tunnels import (
     calling,
     config,
     flavour,
+    kill,
     listening,
     local,
     processes_in,
@@ -425,6 +426,29 @@ async def test_an_update_that_takes_too_long_is_not_in_force_later(tmp_path: Pat
                 with suppress(OSError):
                     async with calling(reserved.listeners[0], session) as caller:
                         answer = await caller.ask(b"1")
+
+
+async def test_a_proxy_that_died_is_waited_for_and_its_tunnel_can_be_stopped_meanwhile(
+    kind: Flavour, tmp_path: Path, range_: PortRange
+) -> None:
+    session = Session()
+    async with local(config(tmp_path, range_, kind, backoff_s=600, backoff_max_s=600)) as server:
+        watch = server.watch()
+        reserved = await server.reserve(session.spec(Role.PROD, id="x"))
+        bridge = session.bridge(reserved, Role.PROD, NOBODY)
+        await server.start("x", bridge)
+        kill(*(await server.list())[0].pids)
+        assert (await anext(watch)).change is Change.EXITED
+        assert (await server.list())[0].state is TunnelState.BACKOFF
+        assert listening(range_) == {reserved.listeners[0].port}
+        with pytest.raises(FailedPrecondition, match="is BACKOFF, not running; update it when it is"):
+            await server.update("x", bridge)
+        with pytest.raises(FailedPrecondition, match="it is BACKOFF: use update"):
+            await server.start("x", bridge)
+        async with asyncio.timeout(60):
+            await server.stop("x")
+        assert await server.list() == ()
+        assert listening(range_) == set()
 
 
 async def test_a_constructor_does_nothing(tmp_path: Path, range_: PortRange) -> None:

@@ -6,12 +6,13 @@ import asyncio
 import os
 import signal
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from s2cs.s2ds import procfs
 from s2cs.s2ds.contract import LegCheck, LegKind, Printed
 from s2cs.s2ds.local import LocalDataServer
 from s2cs.s2ds.logs import KEPT_LINES, KEPT_WIDTH, Book
@@ -41,6 +42,12 @@ async def gateways(directory: Path, name: str) -> AsyncIterator[LocalDataServer]
             yield server
 
 
+def open_to(pids: Iterable[int]) -> list[tuple[str, int]]:
+    """Whom processes are connected with."""
+    inodes = frozenset(inode for pid in pids for inode in procfs.sockets(pid))
+    return [peer for _, peer in procfs.connections(inodes) if peer is not None]
+
+
 def of(checks: tuple[LegCheck, ...], kind: LegKind) -> list[LegCheck]:
     return [check for check in checks if check.kind is kind]
 
@@ -64,9 +71,14 @@ async def test_each_leg_is_tried_and_streams_are_left_alone(tmp_path: Path, name
             assert check.tls_cipher.startswith("TLS_")
             assert check.certificate == to_app.credentials.certificate.der
             assert not check.note
-        await asyncio.sleep(0.3)
+        while any(open_to(status.pids) for status in await server.list()):
+            await asyncio.sleep(0.05)  # a proxy may be opening yet what was asked for
+        async with calling(target) as last:
+            assert (
+                await last.ask(b"whoever came before was counted before") == b"whoever came before was counted before"
+            )
         came = app.came
-        assert came <= 3  # one by the producer's gateway, and one through each listener
+        assert came <= 4  # this, one by the producer's gateway, and one through each listener
 
         found = await server.verify(prod.id, to_app, passive=True) + await server.verify(cons.id, to_wan, passive=True)
         assert [check.fault for check in found] == [""] * 9
@@ -81,8 +93,10 @@ async def test_each_leg_is_tried_and_streams_are_left_alone(tmp_path: Path, name
             assert await one.ask(b"another") == b"another"
             await asyncio.sleep(0.3)
             assert app.came == came + 2
-            (status,) = await server.list(cons.id)
-            assert (status.traffic.open, status.traffic.total) == (2, 2)  # what is tried is nobody's traffic here
+            async with asyncio.timeout(20):
+                while (traffic := (await server.list(cons.id))[0].traffic).open != 2:  # it may be half a second old
+                    await asyncio.sleep(0.05)
+            assert traffic.total == 2  # what is tried is nobody's traffic here
 
         for id in (prod.id, cons.id):
             printed = await server.logs(id, KEPT_LINES)
@@ -176,4 +190,4 @@ async def test_verifications_that_take_long_hold_up_nothing_else(tmp_path: Path)
         refused = [one for one in found if isinstance(one, ResourceExhausted)]
         assert len(refused) == 5
         checks = next(one for one in found if isinstance(one, tuple))
-        assert of(checks, LegKind.HANDSHAKE)[0].fault.startswith("it does not answer")
+        assert of(checks, LegKind.HANDSHAKE)[0].fault.startswith(("it does not answer", "it was not tried"))

@@ -84,10 +84,23 @@ def ask(consumer: socket.socket, data: bytes, patience_s: float = 20) -> bytes:
     raise AssertionError(f"{len(data)} bytes did not come back")
 
 
-def silent(consumer: socket.socket, data: bytes) -> bool:
-    """Send a datagram; true when nothing comes back."""
+def ask_once(consumer: socket.socket, data: bytes, patience_s: float = 20) -> bytes:
+    """Send a datagram where none gets lost, and give the answer: for who counts them."""
+    before = consumer.gettimeout()
+    consumer.settimeout(patience_s)
     try:
         consumer.send(data)
-        return not consumer.recv(65536)
+        return consumer.recv(65536)
+    finally:
+        consumer.settimeout(before)
+
+
+def silent(consumer: socket.socket, data: bytes) -> bool:
+    """Send a datagram; true when it does not come back. What was asked before may do so only now."""
+    try:
+        consumer.send(data)
+        while consumer.recv(65536) != data:
+            pass
     except OSError:
         return True
+    return False
