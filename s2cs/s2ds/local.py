@@ -257,10 +257,9 @@ class LocalDataServer:
             raise ResourceExhausted(
                 "other sessions are being verified, and some take long; verify again in a moment"
             ) from None
-        try:
-            return await tunnel.verify(bridge, passive)
-        finally:
-            self._trials.release()
+        trying = asyncio.create_task(tunnel.verify(bridge, passive))
+        trying.add_done_callback(lambda _: self._trials.release())  # its thread goes on whoever stops waiting for it
+        return await asyncio.shield(trying)
 
     def backends(self) -> tuple[BackendInfo, ...]:
         """The backends of this node, usable or not."""

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import ssl
+import threading
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from s2cs.s2ds import procfs
 from s2cs.s2ds.contract import LegCheck, LegKind, Printed
 from s2cs.s2ds.local import LocalDataServer
 from s2cs.s2ds.logs import KEPT_LINES, KEPT_WIDTH, Book
+from s2cs.s2ds.trial import Trial
 from scistream.errors import NotFound, ResourceExhausted
 from scistream.vocabulary import Endpoint, Role
 from tests.support.ports import ports
@@ -191,3 +193,35 @@ async def test_verifications_that_take_long_hold_up_nothing_else(tmp_path: Path)
         assert len(refused) == 5
         checks = next(one for one in found if isinstance(one, tuple))
         assert of(checks, LegKind.HANDSHAKE)[0].fault.startswith(("it does not answer", "it was not tried"))
+
+
+async def test_verifications_that_are_given_up_keep_their_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nobody waits for any more goes on for a while, and holds a thread."""
+    begun, goes_on = [], threading.Event()
+
+    def trying(trial: Trial) -> tuple[LegCheck, ...]:
+        begun.append(trial)
+        goes_on.wait(60)
+        return ()
+
+    monkeypatch.setattr(Trial, "run", trying)
+    session = Session()
+    async with gateways(tmp_path, "haproxy") as server:
+        prod = session.spec(Role.PROD)
+        bridge = session.bridge(await server.reserve(prod), Role.PROD, Endpoint("127.0.0.1", 1))
+        try:
+            for number in range(1, 4):
+                given_up = asyncio.create_task(server.verify(prod.id, bridge))
+                while len(begun) < number:
+                    await asyncio.sleep(0.01)
+                given_up.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await given_up
+            with pytest.raises(ResourceExhausted, match="verify again in a moment"):
+                await server.verify(prod.id, bridge)
+        finally:
+            goes_on.set()
+        assert await server.verify(prod.id, bridge) == ()
+        assert len(begun) == 4
