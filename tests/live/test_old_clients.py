@@ -146,10 +146,19 @@ def test_what_the_answers_hold(clients: tuple[OldClient, OldClient]) -> None:
         client.call("release", uid=uid)
 
 
-def test_a_listener_without_a_port(clients: tuple[OldClient, OldClient]) -> None:
+def reserved(running: GatewayProcess, uid: str) -> None:
+    """Wait until a gateway has taken a req."""
+    deadline = time.monotonic() + 30
+    with running.client() as operator:
+        while not any(s.uid == uid and s.state == "RESERVED" for s in operator.list(pb.ListRequest()).sessions):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_a_listener_without_a_port(pair: Pair, clients: tuple[OldClient, OldClient]) -> None:
     uid = str(uuid.uuid4())
     waiting = clients[0].start("req", uid=uid, role="PROD", num_conn=1)
-    time.sleep(0.5)
+    reserved(pair[0], uid)
     hello = {"uid": uid, "role": "PROD"}
     assert "127.0.0.1" in refused(
         Code.INVALID_ARGUMENT, lambda: clients[0].call("hello", prod_listeners=["127.0.0.1"], **hello)
@@ -161,7 +170,7 @@ def test_a_listener_without_a_port(clients: tuple[OldClient, OldClient]) -> None
     clients[0].call("release", uid=uid)
 
 
-def test_wrong_order_and_the_wrong_gateway(clients: tuple[OldClient, OldClient]) -> None:
+def test_wrong_order_and_the_wrong_gateway(pair: Pair, clients: tuple[OldClient, OldClient]) -> None:
     uid = str(uuid.uuid4())
     hello = {"uid": uid, "role": "PROD", "prod_listeners": ["127.0.0.1:5074"]}
     update = {"uid": uid, "role": "PROD", "remote_listeners": ["127.0.0.1:5074"]}
@@ -169,7 +178,7 @@ def test_wrong_order_and_the_wrong_gateway(clients: tuple[OldClient, OldClient])
     refused(Code.NOT_FOUND, lambda: clients[0].call("update", **update))
     refused(Code.NOT_FOUND, lambda: clients[0].call("release", uid=uid))
     waiting = clients[0].start("req", uid=uid, role="PROD", num_conn=1)
-    time.sleep(0.5)
+    reserved(pair[0], uid)
     assert "say Hello first" in refused(Code.FAILED_PRECONDITION, lambda: clients[0].call("update", **update))
     clients[0].call("release", uid=uid)
     assert "released" in refused(Code.FAILED_PRECONDITION, waiting.result)

@@ -104,15 +104,21 @@ def requested(
     client: OldClient, uid: str, role: str, prod_listeners: Sequence[str], num_conn: int = 1, hello_role: str = "PROD"
 ) -> tuple[Any, Any]:
     """Say req, and from a second thread half a second later Hello; both answers."""
+    waiting = client.start("req", uid=uid, role=role, num_conn=num_conn, rate=0)
 
     def greet() -> Any:
-        time.sleep(HELLO_AFTER_S)
-        return client.call("hello", uid=uid, role=hello_role, prod_listeners=list(prod_listeners))
+        while True:
+            time.sleep(HELLO_AFTER_S)
+            try:
+                return client.call("hello", uid=uid, role=hello_role, prod_listeners=list(prod_listeners))
+            except grpc.RpcError as error:
+                # Old clients give up; a loaded machine may know of the req only later.
+                if error.code() is not grpc.StatusCode.NOT_FOUND or waiting.done():
+                    raise
 
     with ThreadPoolExecutor(1) as pool:
         greeted: Future[Any] = pool.submit(greet)
-        answer = client.call("req", uid=uid, role=role, num_conn=num_conn, rate=0)
-        return answer, greeted.result()
+        return waiting.result(), greeted.result()
 
 
 def opened(
