@@ -271,6 +271,7 @@ class DataServer(Protocol):
         Raises:
             NotFound: no such tunnel.
             ResourceExhausted: too many are under way.
+            Unavailable: it is being stopped.
         """
         ...
 

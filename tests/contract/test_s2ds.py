@@ -469,7 +469,7 @@ async def test_verbs_that_come_while_it_stops_hear_of_that(node: Node) -> None:
             async with asyncio.timeout(60):
                 while (await server.list())[0].state is not TunnelState.STOPPING:
                     await asyncio.sleep(0.01)
-            for late in (server.start, server.update):
+            for late in (server.start, server.update, server.verify):
                 with pytest.raises(Unavailable, match="stopped meanwhile; request a new session"):
                     await late("x", bridge)
         finally:
