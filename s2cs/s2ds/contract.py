@@ -18,6 +18,10 @@ from scistream.x509 import Credentials
 NO_UDP_AT_ONE_PORT = (
     "udp has no names by which one WAN port could tell sessions apart; use tcp, or a gateway without [network] wan_port"
 )
+NO_PSK_AT_ONE_PORT = (
+    "pre-shared keys have no names by which one WAN port could tell sessions apart; send credentials, as s2uc does, "
+    "or leave [network] wan_port out where the session is placed"
+)
 
 
 class Capability(StrEnum):

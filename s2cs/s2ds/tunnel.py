@@ -14,6 +14,7 @@ from s2cs.background import Background
 from s2cs.s2ds import procfs
 from s2cs.s2ds.backends.base import Backend, Found, Reload
 from s2cs.s2ds.contract import (
+    NO_PSK_AT_ONE_PORT,
     Bridge,
     Capability,
     Change,
@@ -125,7 +126,7 @@ class Tunnel:
             return {}
         credentials = bridge.credentials if bridge else None
         if isinstance(credentials, (PreSharedKey, TrustedPeers)):
-            return {}  # it names no session, and is refused before it comes here
+            return {}  # it names no session, and is refused
         anchors = credentials.anchors if credentials else files.anchors()
         numbered = list(enumerate(self.listeners.ports))
         return {way_name(anchor, self.spec.uid, number): port for anchor in anchors for number, port in numbered}
@@ -243,8 +244,12 @@ class Tunnel:
     def _check(self, bridge: Bridge) -> None:
         """See that a bridge is for this tunnel, and that its proxy can do it."""
         self._record.check(bridge)
-        if isinstance(bridge.credentials, PreSharedKey) and Capability.PSK not in self.backend.capabilities:
+        if not isinstance(bridge.credentials, PreSharedKey):
+            return
+        if Capability.PSK not in self.backend.capabilities:
             raise FailedPrecondition(f"backend {self.backend.name} cannot do pre-shared keys; use stunnel")
+        if self._record.wan_port:  # a node's own setting, or one that waits for a restart: nobody would ever get in
+            raise FailedPrecondition(NO_PSK_AT_ONE_PORT)
 
     async def stop(self, cut: bool = False) -> Traffic:
         """End everything and give it back; say what was moved. Goes on to its end whoever stops waiting for it."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from s2cs.s2ds import router
-from s2cs.s2ds.contract import TunnelState
+from s2cs.s2ds.contract import Bridge, PreSharedKey, TunnelState
 from s2cs.s2ds.local import LocalDataServer
 from s2cs.s2ds.router import DIRECTORY
 from scistream.errors import FailedPrecondition, Unavailable
@@ -79,6 +79,22 @@ async def test_each_connection_arrives_at_its_own_end(
                 assert await caller.ask(b"?") == name + b" ?"
                 (status,) = await one.list()
                 assert status.traffic.wan.rtt_us == 0  # it is loopback's, and so nothing is said
+
+
+async def test_a_pre_shared_key_is_refused_where_no_name_leads_to_it(tmp_path: Path, range_: PortRange) -> None:
+    """At the producer's side only, whatever the settings of S2CS say: a node has its own `wan_port`."""
+    async with local(config(tmp_path, range_, flavour("one-port/stunnel"))) as server:
+        for role in Role:
+            session = Session()
+            spec = session.spec(role, backend="stunnel")
+            await server.reserve(spec)
+            bridge = Bridge((Endpoint("127.0.0.1", 9),), PreSharedKey(os.urandom(32)))
+            if role is Role.CONS:
+                await server.start(spec.id, bridge)
+                continue
+            with pytest.raises(FailedPrecondition, match="no names by which one WAN port"):
+                await server.start(spec.id, bridge)
+        assert [status.state for status in await server.list()] == [TunnelState.RESERVED, TunnelState.RUNNING]
 
 
 async def test_a_name_leads_to_its_own_session_only(tmp_path: Path, range_: PortRange) -> None:
