@@ -337,12 +337,12 @@ def _compat(settings: Settings) -> Iterator[Finding]:
     if compat.user:
         text = f"[compat] user: whoever reaches the control port is {compat.user}, without a token"
         yield Finding(True, text, warning=True)
-    if not compat.psk:
-        return
     try:
-        secret = compat.secret()
+        secret = compat.secret()  # without psk, too: s2cs reads it at its start
     except ScistreamError as error:
         yield Finding(False, str(error))
+        return
+    if not compat.psk:
         return
     if not secret:
         yield Finding(

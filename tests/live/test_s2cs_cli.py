@@ -122,6 +122,14 @@ def test_check_finds_every_fault_at_once(made: Path) -> None:
         assert any(words in fault for fault in faults), words
 
 
+def test_check_finds_a_secret_of_old_clients_that_serve_would_not_start_with(made: Path) -> None:
+    """Serve reads it whether old clients get a key from it or not."""
+    made.write_text(f"{made.read_text()}\n[compat]\npsk_secret_file = 'gone'\n")
+    words = f"{made.parent / 'gone'} cannot be read: No such file or directory; mend [compat] psk_secret_file"
+    assert f"FAULT {words}" in s2cs("check", "--config", made, exit_status=1).stdout
+    assert s2cs("serve", "--config", made, exit_status=1).stderr.endswith(f"{words}\n")
+
+
 def test_check_finds_a_metrics_port_that_is_taken(made: Path) -> None:
     found = re.search(r'\[metrics\]\nlisten = \["127.0.0.1:(\d+)"\]', made.read_text())
     assert found
