@@ -21,7 +21,9 @@ LEAF = "leaf.pem"
 PEERS = "peers"
 """Addresses that datagrams are taken from, a line each, in place of certificates."""
 
-_PSK = "psk"
+PSK = "psk"
+"""The pre-shared key, in place of certificates."""
+
 _FOR_EVER = timedelta(days=3650)
 
 
@@ -31,7 +33,7 @@ def credential_files(bridge: Bridge, key: PrivateKey) -> Mapping[str, bytes]:
     if isinstance(credentials, TrustedPeers):
         return {PEERS: "".join(f"{address}\n" for address in credentials.addresses).encode()}
     if isinstance(credentials, PreSharedKey):
-        return {_PSK: f"{IDENTITY}:{credentials.key.hex()}\n".encode(), ANCHORS: _of_nobody()}
+        return {PSK: f"{IDENTITY}:{credentials.key.hex()}\n".encode(), ANCHORS: _of_nobody()}
     return {LEAF: credentials.certificate.pem + key.pem, ANCHORS: credentials.trusted_pem}
 
 

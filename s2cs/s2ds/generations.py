@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from s2cs.s2ds.confinement import RUN, Confinement
-from s2cs.s2ds.credentials import ANCHORS, LEAF, PEERS
+from s2cs.s2ds.credentials import ANCHORS, LEAF, PEERS, PSK
 from s2cs.s2ds.files import make, room, show, write
 from scistream.errors import Unavailable
 from scistream.x509 import Certificate
@@ -71,9 +71,14 @@ class Generations:
     def write(self, config: str, credentials: Mapping[str, bytes]) -> int:
         """Write a generation beside the one in force, with its credentials by file name; give its number.
 
+        A pre-shared key stays that of the one in force: the other gateway has it, whatever it would come from now.
+
         Raises:
             ResourceExhausted: there is no room.
         """
+        if PSK in credentials:
+            with suppress(FileNotFoundError):
+                credentials = {**credentials, PSK: (self._directory / str(self.in_force) / PSK).read_bytes()}
         self._written += 1
         directory = self._directory / str(self._written)
         try:

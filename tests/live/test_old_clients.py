@@ -313,6 +313,23 @@ def test_old_sessions_cannot_be_renewed_or_get_certificates(
         mine.call("release", uid=uid)
 
 
+def test_a_session_keeps_its_key_when_the_secret_is_changed(
+    pair: Pair, clients: tuple[OldClient, OldClient], app: Echo
+) -> None:
+    """Also when one of its sides is led elsewhere; the other side still has the key from before."""
+    file = Path(pair[0].environ["SCISTREAM_COMPAT__PSK_SECRET_FILE"])
+    with echo() as elsewhere:
+        session = opened(*clients, str(uuid.uuid4()), [str(app.endpoint)])
+        file.write_text("another secret of two operators\n")
+        try:
+            clients[0].call("update", uid=session.uid, role="PROD", remote_listeners=[str(elsewhere.endpoint)])
+            moves(session)
+            assert elsewhere.accepted
+        finally:
+            file.write_text(SECRET + "\n")
+        session.release()
+
+
 def test_only_stunnel_can(pair: Pair) -> None:
     with pair[0].client() as client:
         for backend in ("nginx", "haproxy"):
