@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s2cs.s2ds.backends import BACKENDS
-from s2cs.s2ds.backends.base import IDLE_S, Backend, Found, Leg, Plan
+from s2cs.s2ds.backends.base import IDLE_S, Backend, Found
 from s2cs.s2ds.render import Word, printed, render
 from scistream.errors import InvalidArgument
 from scistream.vocabulary import Endpoint, Role, Uid
-from scistream.x509 import peer_name
+from tests.support.configs import plan
 
 ADDRESSES = st.builds(Endpoint, st.ip_addresses().map(str), st.integers(1, 65535))
 SPECIAL = st.text(st.sampled_from("a1-._:=, \t\r\n\0\"'\\{}[]$;#%|~*?&<>()é\u2028"), min_size=1)
@@ -23,26 +23,6 @@ PATHS = st.lists(st.one_of(SPECIAL, st.text(min_size=1)), min_size=1, max_size=3
 
 def uids() -> st.SearchStrategy[Uid]:
     return st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9-]{0,62}\Z").map(Uid)
-
-
-def plan(uid: Uid, role: Role, legs: list[tuple[Endpoint, Endpoint]], directory: Path = Path("/d")) -> Plan:
-    return Plan(
-        uid=uid,
-        role=role,
-        legs=tuple(
-            Leg(3 + i, 3 + len(legs) + i, 1 + i % 2, *leg, Word(f"{i}-0a1b.{peer_name(uid, Role.PROD)}"))
-            for i, leg in enumerate(legs)
-        ),
-        peer=Word(peer_name(uid, role.peer)),
-        suites=Word("TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384"),
-        buffer_bytes=65536,
-        rate=0,
-        workers=2,
-        streams=100,
-        places=200,
-        directory=directory,
-        generation=1,
-    )
 
 
 BACKEND = pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)

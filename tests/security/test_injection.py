@@ -21,15 +21,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from s2cs.s2ds.backends import BACKENDS
-from s2cs.s2ds.backends.base import Backend, Found, Leg, Plan
+from s2cs.s2ds.backends.base import Backend, Found
 from s2cs.s2ds.contract import Capability
-from s2cs.s2ds.render import Word
 from scistream.errors import InvalidArgument
 from scistream.proto import scistream_pb2 as pb
 from scistream.vocabulary import Endpoint, Role, Uid
 from scistream.wire import grpc
-from scistream.x509 import SessionCA, peer_name
-from tests.support.configs import PARSERS, Directives, replaced
+from scistream.x509 import SessionCA
+from tests.support.configs import PARSERS, Directives, plan, replaced
 from tests.support.gateways import Client
 from tests.support.sessions import in_an_hour
 from tests.support.siege import APPLICATIONS, Siege, usable
@@ -66,24 +65,6 @@ _TEXTS = st.one_of(
 # On the templates alone: what comes through the door into the types, thousands of times
 
 
-def _plan(uid: Uid, role: Role, legs: list[tuple[Endpoint, Endpoint]], psk: bool = False) -> Plan:
-    return Plan(
-        uid=uid,
-        role=role,
-        legs=tuple(Leg(3 + i, *leg, Word(f"{i}-0a1b.{peer_name(uid, Role.PROD)}")) for i, leg in enumerate(legs)),
-        peer=Word(peer_name(uid, role.peer)),
-        suites=Word("TLS_AES_128_GCM_SHA256"),
-        buffer_bytes=65536,
-        rate=0,
-        workers=2,
-        streams=100,
-        places=200,
-        directory=Path("/d"),
-        generation=1,
-        psk=psk,
-    )
-
-
 # What there is with a pre-shared key, and not with certificates.
 _KEYED = {
     Role.PROD: [["PSKsecrets", "1/psk"]],
@@ -109,12 +90,12 @@ def test_a_template_prints_the_intended_directives(
     found = Found(Path("/p"), "1", module=Path("/m.so"))
     harmless = Endpoint("192.0.2.1", 20001), Endpoint("192.0.2.2", 20002)
     parse = PARSERS[backend.name]
-    expected = parse(backend.configuration(_plan(Uid(_HARMLESS), role, [harmless]), found))
-    written = parse(backend.configuration(_plan(values[0], role, [(values[1], values[2])]), found))
+    expected = parse(backend.configuration(plan(Uid(_HARMLESS), role, [harmless]), found))
+    written = parse(backend.configuration(plan(values[0], role, [(values[1], values[2])]), found))
     if Capability.PSK in backend.capabilities:
-        keyed = parse(backend.configuration(_plan(values[0], role, [(values[1], values[2])], psk=True), found))
+        keyed = parse(backend.configuration(plan(values[0], role, [(values[1], values[2])], psk=True), found))
         assert [words for words in keyed if words not in written] == _KEYED[role]
-        another = _plan(Uid(_HARMLESS), role, [(values[1], values[2])], psk=True)
+        another = plan(Uid(_HARMLESS), role, [(values[1], values[2])], psk=True)
         assert keyed == parse(backend.configuration(another, found))  # the uid is not in it: the key comes from it
     swap = {_HARMLESS: uid, str(harmless[0]): str(values[1]), str(harmless[1]): str(values[2])}
     swap |= {"20001": str(values[1].port), "192.0.2.2:20002": f"{values[2].ip}:{values[2].port}"}
@@ -137,7 +118,7 @@ def test_a_template_prints_the_intended_directives(
 def test_the_parsers_see_an_injection(backend: str, payload: str) -> None:
     """If one came through, the tests here would fail."""
     legs = [(Endpoint("192.0.2.1", 20001), Endpoint("192.0.2.2", 20002))]
-    text = BACKENDS[backend].configuration(_plan(Uid("u"), Role.CONS, legs), Found(Path("/p")))
+    text = BACKENDS[backend].configuration(plan(Uid("u"), Role.CONS, legs), Found(Path("/p")))
     assert "192.0.2.2:20002" in text
     expected = replaced(PARSERS[backend](text), {"192.0.2.2:20002": payload})
     try:

@@ -1,9 +1,15 @@
-"""Read the proxies' configuration files as the proxies do: a list of directives, each a list of words."""
+"""Plans for configuration files of the proxies, and the files read as the proxies do: directives, lists of words."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from s2cs.s2ds.backends.base import Leg, Plan
+from s2cs.s2ds.render import Word
+from scistream.vocabulary import Endpoint, Role, Uid
+from scistream.x509 import peer_name
 
 Directives = list[list[str]]
 
@@ -25,6 +31,30 @@ _HAPROXY = re.compile(
     | (?P<plain>[^\s\\"'#]+)""",
     re.VERBOSE | re.DOTALL,
 )
+
+
+def plan(
+    uid: Uid, role: Role, legs: list[tuple[Endpoint, Endpoint]], directory: Path = Path("/d"), psk: bool = False
+) -> Plan:
+    """Plan a tunnel with two workers, from pairs of listener and target."""
+    return Plan(
+        uid=uid,
+        role=role,
+        legs=tuple(
+            Leg(3 + i, 3 + len(legs) + i, 1 + i % 2, *leg, Word(f"{i}-0a1b.{peer_name(uid, Role.PROD)}"))
+            for i, leg in enumerate(legs)
+        ),
+        peer=Word(peer_name(uid, role.peer)),
+        suites=Word("TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384"),
+        buffer_bytes=65536,
+        rate=0,
+        workers=2,
+        streams=100,
+        places=200,
+        directory=directory,
+        generation=1,
+        psk=psk,
+    )
 
 
 def nginx(text: str) -> Directives:
