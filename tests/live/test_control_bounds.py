@@ -131,7 +131,8 @@ def test_who_connects_and_says_little_is_cut(how: str, port: Endpoint) -> None:
 
 def test_a_flood_of_calls_slows_only_itself(server: GatewayProcess) -> None:
     flooder = server.add_user("flooder")
-    with user_at("127.0.0.7", server) as flood, user_at("127.0.0.8", server) as user, ThreadPoolExecutor(60) as pool:
+    with user_at("127.0.0.7", server) as flood, user_at("127.0.0.8", server) as user, ThreadPoolExecutor(120) as pool:
+        # As many at once as may not all wait for their turn, however slow this machine is.
         calls = [pool.submit(status, flood.describe, pb.DescribeRequest(), token=flooder) for _ in range(600)]
         answers = Counter(status(user.describe, pb.DescribeRequest()) for _ in range(20))
         assert answers == {Code.OK: 20}
@@ -149,6 +150,7 @@ def test_guessing_is_slowed_and_who_is_at_work_is_not(server: GatewayProcess) ->
         ThreadPoolExecutor(60) as pool,
     ):
         attacker.describe(pb.DescribeRequest())  # a user at work, behind the same address
+        begin = time.monotonic()
         guesses = [pool.submit(status, attacker.describe, pb.DescribeRequest(), token=f"{n:043}") for n in range(400)]
         for client in (attacker, user):
             for _ in range(10):
@@ -156,7 +158,7 @@ def test_guessing_is_slowed_and_who_is_at_work_is_not(server: GatewayProcess) ->
         found = Counter(guess.result() for guess in guesses)
         assert found[Code.RESOURCE_EXHAUSTED] > 0
         assert set(found) <= {Code.UNAUTHENTICATED, Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE}
-        assert found[Code.UNAUTHENTICATED] < 100
+        assert found[Code.UNAUTHENTICATED] < 30 + 3 * (time.monotonic() - begin)  # 3 a second, and 15 at once
         time.sleep(0.5)  # a newcomer there is let in soon after
         assert attacker.describe(pb.DescribeRequest(), token=newcomer).user == "newcomer"
 

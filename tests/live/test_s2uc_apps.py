@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support.ports import port_block
@@ -166,7 +167,11 @@ def test_signals_are_passed_on(running: Facilities, producer: Echo, number: sign
 def test_run_ends_with_the_session_it_waits_for(running: Facilities, tmp_path: Path) -> None:
     request, uid = _waiting(running, tmp_path)
     waiting = running.user.start("run", "--role", "consumer", uid, "--", "true")
-    time.sleep(1)
+    deadline = time.monotonic() + 60
+    # Until it is connected: before, it may find that its user has no such session any more.
+    while not psutil.Process(waiting.pid).net_connections("tcp"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     running.user.s2uc("release", uid)
     assert waiting.wait(30) == 1
     assert "has ended" in waiting.communicate()[1]
