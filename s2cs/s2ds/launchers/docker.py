@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from signal import Signals
-from typing import Any
 
 from s2cs.s2ds import procfs
 from s2cs.s2ds.backends.base import Backend, Found
@@ -142,7 +141,7 @@ class DockerLauncher:
     async def bury(self, process: Contained) -> str:
         """Say how a container ended whose process has ended, and remove it; what the engine keeps goes later."""
         ended = "ended; the container engine does not say how"
-        with suppress(ScistreamError, KeyError, ValueError):
+        with suppress(ScistreamError):
             end = await self._engine.end_of(process.name)
             ended = _in_words(end, process.memory_bytes)
         with suppress(ScistreamError):
@@ -172,10 +171,10 @@ class DockerLauncher:
     def _survey(self, image: str, programs: Mapping[str, str]) -> dict[str, Found]:
         """Let the image say which proxies it has."""
         self._engine.prune(SURVEY, _SURVEY_S)  # of a server that was killed meanwhile
-        made = self._engine.ask("POST", "containers/create", surveying(image, programs))["Id"]
+        made = self._engine.part(self._engine.ask("POST", "containers/create", surveying(image, programs)), "Id", str)
         try:
             self._engine.ask("POST", f"containers/{made}/start")
-            code = self._engine.ask("POST", f"containers/{made}/wait")["StatusCode"]
+            code = self._engine.part(self._engine.ask("POST", f"containers/{made}/wait"), "StatusCode", int)
             said = text_of(self._engine.ask("GET", f"containers/{made}/logs", stdout="1", stderr="1"))
         finally:
             self._engine.ask("DELETE", f"containers/{made}", force="1", v="1")
@@ -235,7 +234,7 @@ class DockerLauncher:
                 accepting = loop.create_task(loop.sock_accept(listener))
                 try:
                     while not (await asyncio.wait({accepting}, timeout=_LOOK_S))[0]:
-                        if not (await self._state(name))["Running"]:
+                        if not (await self._engine.state(name)).get("Running"):
                             how = _in_words(await self._engine.end_of(name), job.limits.memory_bytes)
                             raise Unavailable(f"its container {how}{last_words(await self._engine.said(name))}")
                 finally:
@@ -245,7 +244,7 @@ class DockerLauncher:
             raise Unavailable(f"its container did not ask for its sockets within {_HANDOVER_S:g} s") from None
         with taker:
             pid, _, _ = struct.unpack("3i", taker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            if pid == 0 or pid != (await self._state(name))["Pid"]:
+            if pid == 0 or pid != (await self._engine.state(name)).get("Pid"):
                 raise Unavailable(
                     "its container's process cannot be seen from here; run s2cs on the host, or with --pid=host"
                 )
@@ -257,9 +256,6 @@ class DockerLauncher:
                 process.let_go()
                 raise
             return process
-
-    async def _state(self, name: str) -> dict[str, Any]:
-        return dict((await self._engine.call("GET", f"containers/{name}/json"))["State"])
 
 
 def _listening(path: Path, confinement: Confinement) -> socket.socket:
