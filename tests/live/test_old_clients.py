@@ -12,7 +12,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -27,7 +27,7 @@ from tests.support.gateways import GatewayProcess, gateway
 from tests.support.old_client import OldClient, OldSession, old_client, opened, requested
 from tests.support.ports import port_block
 from tests.support.sessions import Echo, echo, exchange, open_pair
-from tests.support.tunnels import listening
+from tests.support.tunnels import kill, listening
 
 pytestmark = pytest.mark.skipif(
     bool(BACKENDS["stunnel"].find(None).reason), reason=BACKENDS["stunnel"].find(None).reason
@@ -96,6 +96,37 @@ def moves(session: OldSession, size: int = 3_000_000) -> None:
         exchange(connection, os.urandom(size))
 
 
+def becomes(running: GatewayProcess, uid: str, *states: str) -> None:
+    """Wait until a gateway's sessions of a uid are in these states."""
+    deadline = time.monotonic() + 30
+    with running.client() as operator:
+        while (found := [s.state for s in operator.list(pb.ListRequest()).sessions if s.uid == uid]) != [*states]:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.05)
+
+
+def counted(running: GatewayProcess, what: str) -> float:
+    """Read a counter of the gateway that has metrics, by its name and labels; 0 before the first."""
+    (place,) = json.loads(running.environ["SCISTREAM_METRICS__LISTEN"])
+    with urllib.request.urlopen(f"http://{place}/metrics", timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    return float(dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#")).get(what, 0))
+
+
+@contextmanager
+def counting(running: GatewayProcess, what: str, more: int = 1) -> Iterator[None]:
+    """Wait until a counter is so much higher than it was before what is done here."""
+    before, deadline = counted(running, what), time.monotonic() + 30
+    yield
+    while counted(running, what) < before + more:
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+WITHOUT_TOKEN = 'scistream_old_client_uses_total{use="no_token"}'  # counted where the call begins to wait, too
+CANCELLED = 'scistream_calls_total{code="CANCELLED",method="req"}'
+
+
 def test_a_whole_session_and_the_same_uid_again(pair: Pair, clients: tuple[OldClient, OldClient], app: Echo) -> None:
     """With the fixed uid that some use, and no word of it in a log but the names of what is done."""
     for _ in range(2):
@@ -146,19 +177,10 @@ def test_what_the_answers_hold(clients: tuple[OldClient, OldClient]) -> None:
         client.call("release", uid=uid)
 
 
-def reserved(running: GatewayProcess, uid: str) -> None:
-    """Wait until a gateway has taken a req."""
-    deadline = time.monotonic() + 30
-    with running.client() as operator:
-        while not any(s.uid == uid and s.state == "RESERVED" for s in operator.list(pb.ListRequest()).sessions):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-
-
 def test_a_listener_without_a_port(pair: Pair, clients: tuple[OldClient, OldClient]) -> None:
     uid = str(uuid.uuid4())
     waiting = clients[0].start("req", uid=uid, role="PROD", num_conn=1)
-    reserved(pair[0], uid)
+    becomes(pair[0], uid, "RESERVED")
     hello = {"uid": uid, "role": "PROD"}
     assert "127.0.0.1" in refused(
         Code.INVALID_ARGUMENT, lambda: clients[0].call("hello", prod_listeners=["127.0.0.1"], **hello)
@@ -178,7 +200,7 @@ def test_wrong_order_and_the_wrong_gateway(pair: Pair, clients: tuple[OldClient,
     refused(Code.NOT_FOUND, lambda: clients[0].call("update", **update))
     refused(Code.NOT_FOUND, lambda: clients[0].call("release", uid=uid))
     waiting = clients[0].start("req", uid=uid, role="PROD", num_conn=1)
-    reserved(pair[0], uid)
+    becomes(pair[0], uid, "RESERVED")
     assert "say Hello first" in refused(Code.FAILED_PRECONDITION, lambda: clients[0].call("update", **update))
     clients[0].call("release", uid=uid)
     assert "released" in refused(Code.FAILED_PRECONDITION, waiting.result)
@@ -204,13 +226,19 @@ def test_whose_a_session_is(pair: Pair, clients: tuple[OldClient, OldClient], ap
 
 
 def handshake(address: str, *more: str, version: str = "-tls1_3") -> str:
-    """Speak TLS to a WAN port with openssl, and send a line; what came of it."""
+    """Speak TLS to a WAN port with openssl, and send a line: what is said until it comes back, or is refused."""
     command = ["openssl", "s_client", "-connect", address, version, "-quiet", "-ign_eof", *more]
-    try:
-        run = subprocess.run(command, input=b"hello\n", capture_output=True, timeout=3, check=False)
-        return (run.stdout + run.stderr).decode(errors="replace")
-    except subprocess.TimeoutExpired as error:
-        return (error.stdout or b"").decode(errors="replace")
+    said = b""
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
+    ) as run:
+        assert run.stdin
+        assert run.stdout
+        run.stdin.write(b"hello\n")
+        while not (b"alert" in said or b"hello" in said) and (more_said := run.stdout.read(4096)):
+            said += more_said
+        run.kill()
+    return said.decode(errors="replace")
 
 
 def test_the_key_is_required_on_the_wire(clients: tuple[OldClient, OldClient], app: Echo) -> None:
@@ -243,8 +271,7 @@ def test_the_consumer_accepts_no_certificate_instead(
     made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-batch"]
     names = ["-subj", "/CN=SciStream session CA", "-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "crt")]
     subprocess.run([*made, *names], check=True, capture_output=True)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = port_block()
     serve = ["openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-tls1_3", "-quiet", "-naccept", "4"]
     serve += ["-cert", str(tmp_path / "crt"), "-key", str(tmp_path / "key"), "-psk_identity", "scistream"]
     serve += ["-psk", derived(Uid("another"), SECRET.encode()).key.hex()]
@@ -252,6 +279,7 @@ def test_the_consumer_accepts_no_certificate_instead(
         try:
             clients[1].call("update", uid=uid, role="CONS", remote_listeners=[f"127.0.0.1:{port}"])
             while port not in listening(PortRange(port, port)):
+                assert impostor.poll() is None
                 time.sleep(0.01)
             with suppress(ConnectionError), connect(answer.listeners[0]) as connection:
                 connection.settimeout(10)
@@ -356,9 +384,7 @@ def test_a_killed_proxy_and_a_killed_server(pair: Pair, clients: tuple[OldClient
         connection.sendall(b"again")
         assert connection.recv(100) == b"again"
     moves(session)
-    for proxy in pair[0].proxies():
-        if "stunnel" in proxy.name():
-            proxy.kill()
+    kill(*(proxy.pid for proxy in pair[0].proxies()))
     moves(session)
     session.release()
     assert [running.leftovers() for running in pair] == [{}, {}]
@@ -367,9 +393,12 @@ def test_a_killed_proxy_and_a_killed_server(pair: Pair, clients: tuple[OldClient
 def test_clients_that_are_lost(pair: Pair, clients: tuple[OldClient, OldClient], app: Echo) -> None:
     """One that is killed while it waits; another takes its session up with the same uid."""
     uid = str(uuid.uuid4())
-    with old_client(pair[0].address, pair[0].ca) as lost:
+    with (
+        counting(pair[0], CANCELLED),
+        old_client(pair[0].address, pair[0].ca) as lost,
+        counting(pair[0], WITHOUT_TOKEN),
+    ):
         lost.start("req", uid=uid, role="PROD", num_conn=1, rate=0)
-        time.sleep(0.3)
     session = opened(*clients, uid, [str(app.endpoint)])
     moves(session, 1000)
     session.release()
@@ -378,29 +407,21 @@ def test_clients_that_are_lost(pair: Pair, clients: tuple[OldClient, OldClient],
 def test_who_cancels_its_req_holds_nothing(pair: Pair, clients: tuple[OldClient, OldClient]) -> None:
     """At once, not after three minutes; but not while another call waits for the same, nor when it was answered."""
     uid = str(uuid.uuid4())
-    with pair[0].client() as operator:
-
-        def becomes(*states: str) -> None:
-            deadline = time.monotonic() + 20
-            while (found := [s.state for s in operator.list(pb.ListRequest()).sessions if s.uid == uid]) != [*states]:
-                assert time.monotonic() < deadline, found
-                time.sleep(0.05)
-
+    with counting(pair[0], WITHOUT_TOKEN, 2):
         one, two = (clients[0].start("req", uid=uid, role="PROD", num_conn=1, rate=0) for _ in range(2))
-        becomes("RESERVED")
-        time.sleep(0.3)  # both have come
+    becomes(pair[0], uid, "RESERVED")
+    with counting(pair[0], CANCELLED):
         one.cancel()
-        time.sleep(0.5)
-        becomes("RESERVED")
-        two.cancel()
-        becomes("RELEASED")
-        assert pair[0].leftovers() == {}
-        with old_client(pair[0].address, pair[0].ca) as client:
-            answer, _ = requested(client, uid, "PROD", ["127.0.0.1:9"])
-            assert list(answer.listeners)
-        time.sleep(0.5)
-        assert "ANNOUNCED" in [s.state for s in operator.list(pb.ListRequest()).sessions if s.uid == uid]
-        clients[0].call("release", uid=uid)
+    becomes(pair[0], uid, "RESERVED")
+    two.cancel()
+    becomes(pair[0], uid, "RELEASED")
+    assert pair[0].leftovers() == {}
+    with old_client(pair[0].address, pair[0].ca) as client:
+        answer, _ = requested(client, uid, "PROD", ["127.0.0.1:9"])
+        assert list(answer.listeners)
+    time.sleep(0.5)  # nothing comes of it that could be waited for
+    becomes(pair[0], uid, "ANNOUNCED")
+    clients[0].call("release", uid=uid)
 
 
 def test_a_hundred_that_never_say_hello_starve_nobody(pair: Pair, app: Echo) -> None:
@@ -432,17 +453,13 @@ def test_a_hundred_that_never_say_hello_starve_nobody(pair: Pair, app: Echo) -> 
 
 
 def test_they_are_counted(pair: Pair) -> None:
-    (place,) = json.loads(pair[0].environ["SCISTREAM_METRICS__LISTEN"])
-    with urllib.request.urlopen(f"http://{place}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
-    counts = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("scistream_old_client_uses"))
-    assert float(counts['scistream_old_client_uses_total{use="psk"}']) >= 1
-    assert float(counts['scistream_old_client_uses_total{use="no_token"}']) >= 3
+    assert counted(pair[0], 'scistream_old_client_uses_total{use="psk"}') >= 1
+    assert counted(pair[0], WITHOUT_TOKEN) >= 3
 
 
 def test_off_by_default(tmp_path: Path) -> None:
     """Nobody without a token; and no way without credentials, with one."""
-    with gateway(tmp_path / "g", SCISTREAM_LIMITS__HELLO_WAIT="2") as running:
+    with gateway(tmp_path / "g") as running:
         with old_client(running.address, running.ca) as client:
             refused(Code.UNAUTHENTICATED, lambda: client.call("req", uid="u", role="PROD", num_conn=1))
         with old_client(running.address, running.ca, running.token) as client:
@@ -451,6 +468,7 @@ def test_off_by_default(tmp_path: Path) -> None:
             said = refused(Code.FAILED_PRECONDITION, lambda: client.call("update", **update))
             assert "credentials" in said
             assert "[compat] psk" in said
+            running.configure("[limits]\nhello_wait = 1\n")
             silent = {"uid": "silent", "role": "PROD", "num_conn": 1}
             assert "Hello" in refused(Code.DEADLINE_EXCEEDED, lambda: client.call("req", **silent))
             client.call("release", uid="u")
