@@ -23,6 +23,7 @@ from scistream.proto import scistream_pb2 as pb
 from scistream.wire import grpc
 from tests.support.gateways import Client, GatewayProcess, gateway, restarted
 from tests.support.sessions import echo, exchange, open_pair
+from tests.support.tunnels import kill
 
 BACKENDS = ["stunnel", "haproxy", "nginx"]
 Code = grpc.StatusCode
@@ -213,8 +214,7 @@ def test_a_proxy_that_dies_is_restarted_on_its_sockets(
         session = open_pair(*clients, [str(app.endpoint)], 1, (backend, backend))
         stream = clients[1].watch(pb.WatchRequest(uid=session.uid), timeout=60)
         next(stream)
-        for process in pair[1].proxies():
-            process.kill()
+        kill(*(process.pid for process in pair[1].proxies()))
         with session.connect() as connection:  # waits in the backlog, is not refused
             exchange(connection, secrets.token_bytes(1 << 20))
         states = []
@@ -241,10 +241,9 @@ def test_a_proxy_that_dies_too_often_fails_its_session(tmp_path: Path, backend: 
         killed: set[int] = set()
         for event in stream:
             if (event.kind, event.session.state) == (event.STATE, "ACTIVE"):
-                for process in producer.proxies():
-                    if process.pid not in killed:
-                        killed.add(process.pid)
-                        process.kill()
+                living = {process.pid for process in producer.proxies()} - killed
+                killed |= living
+                kill(*living)
             last = event.session
         assert last.state == "FAILED"
         assert f"{backend} was ended by SIGKILL" in last.reason
@@ -296,8 +295,7 @@ def test_streams_outlive_the_control_server(tmp_path: Path, backend: str, number
                 exchange(running, b"after")
                 stream = q.watch(pb.WatchRequest(uid=session.uid), timeout=60)
                 next(stream)
-                for process in again.proxies():
-                    process.kill()
+                kill(*(process.pid for process in again.proxies()))
                 with session.connect() as connection:  # the sockets are the gateway's again, too
                     exchange(connection, b"on the same sockets")
                 for event in stream:

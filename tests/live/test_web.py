@@ -29,6 +29,7 @@ from tests.support.gateways import Client, GatewayProcess, gateway
 from tests.support.page import chromium, site, with_page
 from tests.support.ports import port_block
 from tests.support.sessions import Echo, Opened, echo, open_pair
+from tests.support.tunnels import kill
 
 HOSTILE = "<script>document.title='taken'</script><img src=x onerror=alert(1)>"
 
@@ -179,10 +180,9 @@ def test_search_and_details_show_hostile_texts_as_texts(stage: Stage) -> None:
 def test_a_proxy_that_dies_is_seen_and_so_is_its_recovery(stage: Stage) -> None:
     page = stage.page(stage.aps.token)
     uid = stage.idle.uid
-    killed = [each for each in stage.aps.proxies() if uid in _files(Path(each.cwd()))]
+    killed = [each.pid for each in stage.aps.proxies() if uid in _files(Path(each.cwd()))]
     assert killed
-    for process in killed:
-        process.kill()
+    kill(*killed)
     until(lambda: page.inner_text(f"tr[data-proxy='{uid}'] td[data-what='Restarts']") == "1")
     assert stage.told()[uid].restarts == 1
     until(lambda: "RECOVERING" in page.inner_text("#events"))

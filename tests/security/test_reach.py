@@ -23,6 +23,7 @@ from scistream.x509 import SessionCA
 from tests.support.gateways import Client, GatewayProcess, gateway
 from tests.support.sessions import echo, exchange, in_an_hour, open_pair
 from tests.support.siege import APPLICATIONS, Siege, echoes
+from tests.support.tunnels import kill
 from tests.support.user import User
 
 Code = grpc.StatusCode
@@ -134,8 +135,7 @@ def test_dns_rebinding(tmp_path: Path) -> None:
         # What is open goes on to the address that was looked at, also when its proxy begins anew.
         with opened.connect() as connection:
             exchange(connection, b"x" * 1000)
-        for proxy in running.proxies():
-            proxy.kill()
+        kill(*(proxy.pid for proxy in running.proxies()))
         with opened.connect() as connection:
             exchange(connection, b"x" * 1000)
         # What is asked now is judged by what the name means now.

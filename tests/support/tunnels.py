@@ -265,7 +265,10 @@ def processes_in(directory: Path) -> list[int]:
 
 def kill(*pids: int) -> None:
     """Kill processes, and wait until they and their children have ended: for a moment these still take connections."""
-    dying = [each for pid in pids for each in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))]
+    dying: list[psutil.Process] = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            dying += [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     for pid in pids:
         with suppress(ProcessLookupError):  # it has gone with the one before
             os.kill(pid, signal.SIGKILL)
