@@ -301,8 +301,8 @@ class TestKeys:
         assert site.whoami(before).user == "lab:ada"
         site.issuer.rotate_keys()
         after = site.issuer.token("ada", resource=AUDIENCE)
-        looks = site.issuer.counts()[KEYS]
-        deadline = time.monotonic() + 15
+        looks, begin = site.issuer.counts()[KEYS], time.monotonic()
+        deadline = begin + 30
         while True:  # at once, but for a look that some test had a moment ago
             try:
                 assert site.whoami(after).user == "lab:ada"
@@ -314,7 +314,7 @@ class TestKeys:
         assert site.whoami(before).user == "lab:ada"  # its key is published still
         for number in range(20):
             site.refusal(forged(site, kid=f"made-up-{number}"))
-        assert site.issuer.counts()[KEYS] <= looks + 2
+        assert site.issuer.counts()[KEYS] <= looks + 2 + (time.monotonic() - begin) // 10
 
     def test_an_issuer_that_cannot_be_reached(self, site: Site) -> None:
         token = site.issuer.token("ada", resource=AUDIENCE)
@@ -343,14 +343,11 @@ class TestIntrospection:
 
     def test_an_answer_is_believed_for_a_moment(self, site: Site) -> None:
         token = site.issuer.token("ada", resource=OPAQUE)
-
-        def asked() -> int:
-            return int(site.issuer.counts().get("/token/introspection", 0))
-
-        before, begin = asked(), time.monotonic()
+        before, begin = site.issuer.counts()["/token/introspection"], time.monotonic()
         for _ in range(10):
             site.whoami(token)
-        assert 0 < asked() - before <= 2 + (time.monotonic() - begin)  # once a second
+        asked = site.issuer.counts()["/token/introspection"] - before
+        assert 0 < asked <= 2 + (time.monotonic() - begin)  # once a second
 
     def test_replay_after_revocation(self, site: Site) -> None:
         token = site.issuer.token("ada", resource=OPAQUE)

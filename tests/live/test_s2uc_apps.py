@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.support.ports import port_block
@@ -29,11 +28,14 @@ connection.sendall(b"frame " * 100_000 + os.environ["SCISTREAM_UID"].encode())
 connection.close()
 """
 _CONSUMER = """
-import os, socket, sys
+import contextlib, os, socket, sys, time
 host, port = sys.argv[1].rsplit(":", 1)
 assert os.environ["SCISTREAM_LISTENERS"].split(",")[0] == sys.argv[1]
-connection = socket.create_connection((host, int(port)))
-data = b"".join(iter(lambda: connection.recv(65536), b""))
+data = b""
+while not data:  # both are started when the way is open: the producer may not listen yet
+    with contextlib.suppress(ConnectionError), socket.create_connection((host, int(port))) as connection:
+        data = b"".join(iter(lambda: connection.recv(65536), b""))
+    time.sleep(0.05)
 print(len(data), data[-36:].decode())
 sys.exit(7)
 """
@@ -80,7 +82,7 @@ def test_both_applications_with_key_files(running: Facilities, stranger: User, t
     port = port_block()
     consumer = stranger.start(
         *("run", "--role", "consumer", "--key-file", str(keys / f"{uid}.consumer.key"), uid),
-        *("--", sys.executable, "-c", f"import time; time.sleep(1)\n{_CONSUMER}", "{listener}"),
+        *("--", sys.executable, "-c", _CONSUMER, "{listener}"),
     )
     producer = stranger.start(
         *("run", "--role", "PROD", "--listeners", f"127.0.0.1:{port}"),
@@ -164,12 +166,17 @@ def test_signals_are_passed_on(running: Facilities, producer: Echo, number: sign
     running.user.s2uc("release", uid)
 
 
+def _hellos(running: Facilities, uid: str) -> int:
+    """Count what was said to the consumer's gateway for a session."""
+    (file,) = (running.alcf.directory / "state" / "audit").glob("*.jsonl")
+    return sum('"call.hello"' in line and uid in line for line in file.read_text().splitlines())
+
+
 def test_run_ends_with_the_session_it_waits_for(running: Facilities, tmp_path: Path) -> None:
     request, uid = _waiting(running, tmp_path)
     waiting = running.user.start("run", "--role", "consumer", uid, "--", "true")
-    deadline = time.monotonic() + 60
-    # Until it is connected: before, it may find that its user has no such session any more.
-    while not psutil.Process(waiting.pid).net_connections("tcp"):
+    deadline = time.monotonic() + 30
+    while _hellos(running, uid) < 2:  # the request has said it, too; then it waits
         assert time.monotonic() < deadline
         time.sleep(0.05)
     running.user.s2uc("release", uid)

@@ -8,12 +8,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 import s2uc
 from s2uc import life
+from scistream.errors import ScistreamError
 from scistream.proto import scistream_pb2 as pb
 from scistream.vocabulary import Uid
 from tests.support.sessions import Opened, echo, exchange, open_pair
@@ -85,9 +87,17 @@ def test_connections_succeed_after_the_old_lease(running: Facilities) -> None:
     """The old certificates have expired by then."""
     with echo() as app:
         sides = running.gateways()
-        with s2uc.request(*sides, prod_listeners=[str(app.endpoint)], lease_s=3) as session:
-            first = session.expires_at
-            session.renew(60)
+        with ExitStack() as stack:
+            for lease_s in (3, 9, 27):  # a busy machine may need longer than the first
+                try:
+                    asked = s2uc.request(*sides, prod_listeners=[str(app.endpoint)], lease_s=lease_s)
+                    session = stack.enter_context(asked)
+                    first = session.expires_at
+                    session.renew(60)
+                    break
+                except ScistreamError:
+                    if lease_s == 27:
+                        raise
             assert session.expires_at > first
             time.sleep(max(0.0, (first - datetime.now(UTC)).total_seconds()) + 1)
             listener = session.listeners[0]
