@@ -6,8 +6,10 @@ import random
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from scistream.proto import scistream_pb2 as pb
@@ -88,7 +90,8 @@ def test_proxies_that_are_killed_at_random_come_back(tmp_path: Path) -> None:
         end = time.monotonic() + 60
         while time.monotonic() < end:
             victim = chance.choice([*producer.proxies(), *consumer.proxies()])
-            victim.kill()
+            with suppress(psutil.NoSuchProcess):  # it may go with the one before
+                victim.kill()
             live = {uid for uid, state in states(consumer).items() if state in ("ACTIVE", "RECOVERING")}
             for session in chance.sample(sessions, 4):
                 if session.uid in live:

@@ -31,6 +31,7 @@ from tests.support.tunnels import (
     client_context,
     config,
     flavour,
+    kill,
     listening,
     local,
     open_way,
@@ -151,7 +152,7 @@ async def test_a_relay_that_dies_comes_back_with_all_its_ways(tmp_path: Path, ra
         (at, _) = reserved.listeners
         for _ in range(3):
             (relay,) = processes_in(tmp_path / DIRECTORY)
-            os.kill(relay, signal.SIGKILL)
+            kill(relay)
             async with calling(at, session, 1) as caller:  # it waits in the backlog
                 assert await caller.ask(b"?") == b"a ?"
             assert processes_in(tmp_path / DIRECTORY) != [relay]
@@ -244,13 +245,12 @@ async def test_a_server_that_starts_again_takes_the_relay_up(tmp_path: Path, ran
         async with calling(at, session) as caller:
             first.let_go()
             assert await caller.ask(b"1") == b"a 1"
-            for process in processes_in(tmp_path / "x"):  # its proxy dies as well while nobody watches
-                os.kill(process, signal.SIGKILL)
+            kill(*processes_in(tmp_path / "x"))  # its proxy dies as well while nobody watches
             async with local(settings) as second:
                 assert processes_in(tmp_path / DIRECTORY) == relay
                 async with calling(at, session) as new:
                     assert await new.ask(b"2") == b"a 2"
-                os.kill(relay[0], signal.SIGKILL)
+                kill(relay[0])
                 async with calling(at, session) as new:
                     assert await new.ask(b"3") == b"a 3"
                 assert [status.id for status in await second.list()] == ["x"]

@@ -205,7 +205,7 @@ def test_by_keyboard_alone(stage: Stage) -> None:
     page.keyboard.type(stage.aps.token)
     page.keyboard.press("Enter")
     page.wait_for_selector(f"tr[data-uid='{extra.uid}']")
-    assert page.evaluate(focus) == "h-sessions"
+    until(lambda: page.evaluate(focus) == "h-sessions")
     page.keyboard.press("Tab")
     assert page.evaluate(focus) == "search"
     page.keyboard.type(extra.uid)
@@ -229,7 +229,7 @@ def test_by_keyboard_alone(stage: Stage) -> None:
     page.keyboard.press("Enter")
     page.wait_for_selector(f"tr[data-uid='{extra.uid}']", state="detached")
     assert stage.told()[extra.uid].reason == f"killed by admin at the gateway's page: the beam is off {HOSTILE}"
-    assert "killed by admin" in page.inner_text("#events")
+    until(lambda: "killed by admin" in page.inner_text("#events"))
     page.focus("#logout")
     page.keyboard.press("Enter")
     page.wait_for_selector("#login")
@@ -292,7 +292,7 @@ def test_who_is_disabled_loses_the_page(stage: Stage) -> None:
     page = stage.page(bob)
     command = [sys.executable, "-m", "s2cs", "user", "disable", "bob", "--config", stage.aps.config]
     subprocess.run(command, check=True, capture_output=True)
-    page.wait_for_selector("#login", timeout=8000)
+    page.wait_for_selector("#login")
     assert page.locator("#rows tr").count() == 0
     assert page.inner_text("#fault") != ""
     page.context.close()
@@ -307,8 +307,7 @@ def test_the_cookie_of_who_was_disabled_is_not_good_again(stage: Stage) -> None:
     with site(stage.url, eve) as page:
         assert page.get("/api/overview").status_code == 200
         switch("disable")
-        assert page.get("/api/overview").status_code in (401, 403)
-        time.sleep(1.5)
+        until(lambda: page.get("/api/overview").status_code == 401)  # 403 as long as the page knows the cookie
         switch("enable")
         assert page.get("/api/overview").status_code == 401
         assert page.login(eve).status_code == 200
@@ -330,9 +329,15 @@ def test_on_a_phone_in_the_dark_without_motion(stage: Stage) -> None:
 
 
 def test_credentials_that_end_take_the_page_and_its_events_with_them(stage: Stage) -> None:
-    brief = stage.aps.add_user("brief", "--expires", "3s")
-    with site(stage.url, brief) as page, page.http.stream("GET", "/api/events") as events:
-        lines = [line for line in events.iter_lines() if line]
+    for seconds in (3, 9, 27):  # a busy machine may need longer than the first
+        brief = stage.aps.add_user(f"brief-{seconds}", "--expires", f"{seconds}s")
+        with site(stage.url) as page:
+            if page.login(brief).status_code != 200:
+                continue
+            with page.http.stream("GET", "/api/events") as events:
+                lines = [line for line in events.iter_lines() if line]
+        if events.status_code == 200:
+            break
     assert lines[0].startswith("data: {")
     assert lines[-2] == "event: over"
     assert "log in again" in lines[-1]
