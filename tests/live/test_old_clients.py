@@ -398,7 +398,9 @@ def test_clients_that_are_lost(pair: Pair, clients: tuple[OldClient, OldClient],
         old_client(pair[0].address, pair[0].ca) as lost,
         counting(pair[0], WITHOUT_TOKEN),
     ):
-        lost.start("req", uid=uid, role="PROD", num_conn=1, rate=0)
+        waiting = lost.start("req", uid=uid, role="PROD", num_conn=1, rate=0)  # a call that nobody holds is cancelled
+    with pytest.raises(grpc.RpcError):
+        waiting.result(timeout=30)
     session = opened(*clients, uid, [str(app.endpoint)])
     moves(session, 1000)
     session.release()
