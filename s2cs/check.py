@@ -32,6 +32,7 @@ from s2cs.s2ds.kubernetes.api import Api
 from s2cs.s2ds.kubernetes.trying import try_out
 from s2cs.s2ds.launchers import LAUNCHERS
 from s2cs.s2ds.local import LocalDataServer
+from s2cs.s2ds.remote.codec import NodeInfo
 from s2cs.s2ds.remote.link import describe
 from s2cs.s2ds.router import DIRECTORY, RELAY
 from s2cs.settings import Settings
@@ -238,6 +239,7 @@ def _proxies(settings: Settings) -> Iterator[Finding]:
         else:
             needed = wanted == backend.name or (wanted == "auto" and not usable)
             needed |= backend.name == RELAY and settings.network.wan_port > 0
+            needed &= settings.s2ds.local  # sessions on further nodes have the proxies there
             yield Finding(not needed, f"backend {backend.name}: {backend.reason}", warning=not needed)
 
 
@@ -259,6 +261,9 @@ def _nodes(settings: Settings) -> Iterator[Finding]:
         usable = [f"{backend.name} {backend.version}" for backend in info.backends if backend.available]
         words = ", ".join(usable) or "no proxy can be used there"
         yield Finding(True, f"node {node.name} at {node.address} answers: {words}", warning=not usable)
+        if settings.compat.psk and (lacking := _no_psk(info)):
+            text = f"[compat] psk: sessions of clients without credentials fail on node {node.name}: {lacking}"
+            yield Finding(True, text, warning=True)
         if info.version != scistream.__version__:
             text = f"node {node.name} runs version {info.version}, and this is {scistream.__version__}"
             yield Finding(True, f"{text}; install the same", warning=True)
@@ -270,6 +275,15 @@ def _nodes(settings: Settings) -> Iterator[Finding]:
             how = "ahead of" if info.ahead_s > 0 else "behind"
             text = f"the clock of node {node.name} is {off:.0f} s {how} this host's; set both by NTP"
             yield Finding(off <= SKEW.total_seconds(), text, warning=True)
+
+
+def _no_psk(info: NodeInfo) -> str:
+    """Say why there can be no pre-shared keys on a node, and the mend; empty where there can."""
+    if info.wan_port:
+        return "one WAN port tells sessions apart by certificates; set its wan_port = 0"
+    if not any(each.available and Capability.PSK in each.capabilities for each in info.backends):
+        return "no proxy there does pre-shared keys; install stunnel there"
+    return ""
 
 
 def _lasting(what: str, path: Path) -> Iterator[Finding]:
@@ -349,7 +363,8 @@ def _compat(settings: Settings) -> Iterator[Finding]:
             True, "[compat] psk: whoever knows a uid reaches its session; share a psk_secret_file", warning=True
         )
     local = local_config(settings, runtime.place(settings))
-    backends = () if settings.kubernetes.enabled else LocalDataServer(local).backends()
+    here = settings.s2ds.local and not settings.kubernetes.enabled
+    backends = LocalDataServer(local).backends() if here else ()
     if backends and not any(each.available and Capability.PSK in each.capabilities for each in backends):
         yield Finding(False, "[compat] psk: no backend here does pre-shared keys; install stunnel")
 

@@ -32,10 +32,11 @@ from scistream.x509 import check_server_certificate
 from tests.support import programs
 from tests.support.gateways import Client, GatewayProcess, gateway
 from tests.support.nodes import NodeProcess, gateway_settings, made
+from tests.support.nodes import node as running_node
 from tests.support.pages import ROOT, blocks
 from tests.support.ports import ports
 from tests.support.sessions import Opened, echo, exchange, open_pair
-from tests.support.tunnels import listening, processes_in
+from tests.support.tunnels import flavour, listening, processes_in
 
 S2CS = [sys.executable, "-m", "s2cs"]
 NODES_PAGE = blocks(ROOT / "docs/operator/nodes.md", "console")
@@ -347,6 +348,19 @@ def test_nodes_that_are_added_and_removed_at_once_are_all_there_and_gone(tmp_pat
         assert len({node.link.certificate for node in nodes}) == 1
         list(pool.map(lambda name: remove(config, name), names))
     assert load(config).s2ds.nodes == ()
+
+
+@pytest.mark.parametrize(("name", "says"), [("one-port/stunnel", "set its wan_port = 0"), ("stunnel", "")])
+def test_check_tells_of_a_node_that_old_clients_cannot_be_on(tmp_path: Path, name: str, says: str) -> None:
+    """Their sessions are on nodes alone, and this host needs no proxy."""
+    with ports(20) as range_, running_node(tmp_path, range_, flavour(name), name="n1"):
+        config = tmp_path / "gateway" / "s2cs.toml"
+        nowhere = "".join(f"programs.{each} = '/nowhere'\n" for each in BACKENDS)
+        config.write_text(f"[compat]\npsk = true\n[s2ds]\nlocal = false\n{nowhere}\n{config.read_text()}")
+        found = programs.run("s2cs", "check", "--config", config).stdout.splitlines()
+    told = [line for line in found if "fail on node n1" in line]
+    assert [line.startswith("warn  [compat] psk") and says in line for line in told] == [True] * bool(says)
+    assert not [line for line in found if line.startswith("FAULT") and ("backend" in line or "psk" in line)]
 
 
 def test_nodes_are_added_and_what_cannot_be_is_refused(tmp_path: Path) -> None:
