@@ -76,11 +76,11 @@ def test_300_connections_of_one_peer_are_cut_and_others_are_served(server: Gatew
         user.describe(pb.DescribeRequest())
         neighbour.describe(pb.DescribeRequest())  # shares the flood's address
         flood = [stack.enter_context(connect_from("127.0.0.4", port)) for _ in range(300)]
-        deadline = time.monotonic() + 20
-        while from_peer(server, "127.0.0.4") > 40 and time.monotonic() < deadline:
+        deadline, left = time.monotonic() + 60, flood
+        while len(left) > 50 or from_peer(server, "127.0.0.4") > 40:  # those it has not accepted yet are none of its
+            assert time.monotonic() < deadline, len(left)
             user.describe(pb.DescribeRequest())
-        assert from_peer(server, "127.0.0.4") <= 40
-        assert sum(is_closed(sock, 0.1) for sock in flood) >= 250
+            left = [sock for sock in left if not is_closed(sock, 0.01)]
         for client in (user, neighbour):
             assert client.describe(pb.DescribeRequest()).user == "admin"
         with user_at("127.0.0.5", server) as another:
@@ -131,8 +131,8 @@ def test_who_connects_and_says_little_is_cut(how: str, port: Endpoint) -> None:
 
 def test_a_flood_of_calls_slows_only_itself(server: GatewayProcess) -> None:
     flooder = server.add_user("flooder")
-    with user_at("127.0.0.7", server) as flood, user_at("127.0.0.8", server) as user, ThreadPoolExecutor(120) as pool:
-        # As many at once as may not all wait for their turn, however slow this machine is.
+    with user_at("127.0.0.7", server) as flood, user_at("127.0.0.8", server) as user, ThreadPoolExecutor(90) as pool:
+        # More at once than may wait, and fewer than a connection takes.
         calls = [pool.submit(status, flood.describe, pb.DescribeRequest(), token=flooder) for _ in range(600)]
         answers = Counter(status(user.describe, pb.DescribeRequest()) for _ in range(20))
         assert answers == {Code.OK: 20}
@@ -158,7 +158,7 @@ def test_guessing_is_slowed_and_who_is_at_work_is_not(server: GatewayProcess) ->
         found = Counter(guess.result() for guess in guesses)
         assert found[Code.RESOURCE_EXHAUSTED] > 0
         assert set(found) <= {Code.UNAUTHENTICATED, Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE}
-        assert found[Code.UNAUTHENTICATED] < 30 + 3 * (time.monotonic() - begin)  # 3 a second, and 15 at once
+        assert found[Code.UNAUTHENTICATED] <= 3 * (5 + time.monotonic() - begin) + 1  # its rate, and what it saves up
         time.sleep(0.5)  # a newcomer there is let in soon after
         assert attacker.describe(pb.DescribeRequest(), token=newcomer).user == "newcomer"
 
