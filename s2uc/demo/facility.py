@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -162,5 +163,9 @@ def _open_to_all(program: Path) -> bool:
 
 
 def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
+    """Find a port that is free until the gateway has it: one that the kernel gives to no connection."""
+    for _ in range(1000):
+        port = 5000 + secrets.randbelow(5000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise Unavailable("no port from 5000 to 9999 is free for a gateway; end what has them")

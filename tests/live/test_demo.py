@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from s2uc.demo.facility import _free_port
+
 _DEMO = [sys.executable, "-m", "s2uc", "demo"]
 
 
@@ -52,6 +54,13 @@ def test_demo(tmp_path: Path, backend: str) -> None:
     for step in ("REQ", "RESP", "Hello", "UpdateTargets", "ACTIVE", "REL"):
         assert step in process.stderr
     assert _left(tmp_path) == []
+
+
+def test_its_gateways_take_ports_that_no_connection_gets_before_they_begin() -> None:
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    if first < 10_000:
+        pytest.skip(f"the kernel gives connections ports from {first} here")
+    assert max(_free_port() for _ in range(50)) < 10_000
 
 
 def test_demo_for_people_with_what_pip_installed(tmp_path: Path) -> None:
