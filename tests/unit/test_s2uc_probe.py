@@ -17,6 +17,7 @@ from s2uc.probe import diagnose
 from scistream.errors import Unavailable
 from scistream.vocabulary import Endpoint
 from scistream.x509 import DevelopmentCA
+from tests.support.ports import ports
 
 _CA = DevelopmentCA.create("test")
 _PEM = _CA.certificate.pem
@@ -88,9 +89,8 @@ async def _sentence(endpoint: Endpoint, ca_pem: bytes = _PEM) -> str:
 
 
 async def test_refused() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        endpoint = Endpoint("127.0.0.1", sock.getsockname()[1])
-    found = await diagnose(endpoint, _PEM)
+    with ports(1) as nobodys:
+        found = await diagnose(Endpoint("127.0.0.1", nobodys.first), _PEM)
     assert found is not None
     assert found.passing
     assert "was refused" in found.sentence
