@@ -16,6 +16,7 @@ from s2cs.audit.log import Audit
 from s2cs.background import Background
 from s2cs.bounds import Bounds
 from s2cs.calls import CallCounter
+from s2cs.compat import HELLO_WAIT_S
 from s2cs.connections import Connections
 from s2cs.door import Door
 from s2cs.gateway import Gateway
@@ -32,7 +33,7 @@ from scistream.wire import CHANNEL_OPTIONS, MAX_MESSAGE_BYTES, MAX_METADATA_BYTE
 _SERVICE = pb.DESCRIPTOR.services_by_name["Control"].full_name
 _HEALTH_S = 0.5
 _LOOK_S, _REFUSALS = 2.0, 3  # whether the port is still there
-_GRACE_S = 30.0  # for what is under way on connections with the certificate before
+_GRACE_S = HELLO_WAIT_S  # for what is under way on connections with the certificate before: no call waits longer
 _MOST = "grpc.max_allowed_incoming_connections"
 _OPTIONS = [
     *CHANNEL_OPTIONS,

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from s2cs import runtime
 from s2cs.compat import derived
@@ -23,10 +24,12 @@ from s2cs.s2ds.backends import BACKENDS
 from scistream.proto import scistream_pb2 as pb
 from scistream.vocabulary import Endpoint, PortRange, Uid
 from scistream.wire import grpc
+from scistream.x509 import Certificate, DevelopmentCA, PrivateKey
 from tests.support.gateways import GatewayProcess, gateway
 from tests.support.old_client import OldClient, OldSession, old_client, opened, requested
 from tests.support.ports import port_block
-from tests.support.sessions import Echo, echo, exchange, open_pair
+from tests.support.programs import run
+from tests.support.sessions import Echo, echo, exchange, in_an_hour, open_pair
 from tests.support.tunnels import kill, listening
 
 pytestmark = pytest.mark.skipif(
@@ -231,13 +234,13 @@ def handshake(address: str, *more: str, version: str = "-tls1_3") -> str:
     said = b""
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
-    ) as run:
-        assert run.stdin
-        assert run.stdout
-        run.stdin.write(b"hello\n")
-        while not (b"alert" in said or b"hello" in said) and (more_said := run.stdout.read(4096)):
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(b"hello\n")
+        while not (b"alert" in said or b"hello" in said) and (more_said := process.stdout.read(4096)):
             said += more_said
-        run.kill()
+        process.kill()
     return said.decode(errors="replace")
 
 
@@ -424,6 +427,29 @@ def test_who_cancels_its_req_holds_nothing(pair: Pair, clients: tuple[OldClient,
     time.sleep(0.5)  # nothing comes of it that could be waited for
     becomes(pair[0], uid, "ANNOUNCED")
     clients[0].call("release", uid=uid)
+
+
+@pytest.mark.parametrize("waits_s", [0, pytest.param(40, marks=pytest.mark.soak)])
+def test_a_req_that_waits_outlives_a_new_certificate(tmp_path: Path, waits_s: float) -> None:
+    """As long as it may wait; and it does not keep the gateway from its end."""
+    with gateway(tmp_path / "g") as running, old_client(running.address, running.ca, running.token) as client:
+        waiting = client.start("req", uid="u", role="PROD", num_conn=1, rate=0)
+        becomes(running, "u", "RESERVED")
+        certs = running.directory / "certs"
+        key = PrivateKey.from_pem((certs / "ca.key").read_bytes())
+        ca = DevelopmentCA(Certificate(x509.load_pem_x509_certificate(running.ca)), key)
+        certificate, key = ca.issue_server(["127.0.0.1"], in_an_hour())
+        for name, pem in (("server.crt", certificate.pem), ("server.key", key.pem)):
+            (certs / name).write_bytes(pem)
+        run("s2cs", "reload", "--config", running.config).check_returncode()
+        time.sleep(waits_s)
+        assert not waiting.done()
+        becomes(running, "u", "RESERVED")
+        if waits_s:
+            client.call("hello", uid="u", role="PROD", prod_listeners=["127.0.0.1:9"])
+            assert list(waiting.result().prod_listeners) == ["127.0.0.1:9"]
+        assert running.stop() == 0
+        assert running.leftovers() == {}
 
 
 def test_a_hundred_that_never_say_hello_starve_nobody(pair: Pair, app: Echo) -> None:
