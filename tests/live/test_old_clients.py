@@ -480,9 +480,9 @@ def test_a_hundred_that_never_say_hello_starve_nobody(pair: Pair, app: Echo) -> 
     assert pair[0].leftovers() == {}
 
 
-def test_they_are_counted(pair: Pair) -> None:
-    assert counted(pair[0], 'scistream_old_client_uses_total{use="psk"}') >= 1
-    assert counted(pair[0], WITHOUT_TOKEN) >= 3
+def test_they_are_counted(pair: Pair, clients: tuple[OldClient, OldClient], app: Echo) -> None:
+    with counting(pair[0], 'scistream_old_client_uses_total{use="psk"}'), counting(pair[0], WITHOUT_TOKEN, 4):
+        opened(*clients, str(uuid.uuid4()), [str(app.endpoint)]).release()
 
 
 def test_off_by_default(tmp_path: Path) -> None:
