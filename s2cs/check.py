@@ -36,7 +36,7 @@ from s2cs.s2ds.remote.codec import NodeInfo
 from s2cs.s2ds.remote.link import describe
 from s2cs.s2ds.router import DIRECTORY, RELAY
 from s2cs.settings import Settings
-from scistream.errors import FailedPrecondition, ScistreamError
+from scistream.errors import FailedPrecondition, NotFound, ScistreamError
 from scistream.vocabulary import Endpoint
 from scistream.x509 import SKEW, check_server_certificate
 
@@ -346,11 +346,26 @@ def _policy(settings: Settings) -> Iterator[Finding]:
         )
 
 
+def _nobody(settings: Settings) -> str:
+    """Say why nobody is served without a token all the same; empty where somebody is, or that cannot be known."""
+    if not (settings.store.etcd or (settings.server.state_dir / "s2cs.db").exists()):
+        return ""
+    name = settings.compat.user
+    try:
+        with opened(settings) as store:
+            disabled = store.users.by_name(name).disabled
+    except NotFound:
+        return f"there is no user {name}, so nobody is served without a token; add it: s2cs user add {name}"
+    except ScistreamError:
+        return ""
+    return f"{name} is disabled, so nobody is served without a token" if disabled else ""
+
+
 def _compat(settings: Settings) -> Iterator[Finding]:
     compat = settings.compat
     if compat.user:
-        text = f"[compat] user: whoever reaches the control port is {compat.user}, without a token"
-        yield Finding(True, text, warning=True)
+        text = f"whoever reaches the control port is {compat.user}, without a token"
+        yield Finding(True, f"[compat] user: {_nobody(settings) or text}", warning=True)
     try:
         secret = compat.secret()  # without psk, too: s2cs reads it at its start
     except ScistreamError as error:

@@ -130,6 +130,18 @@ def test_check_finds_a_secret_of_old_clients_that_serve_would_not_start_with(mad
     assert s2cs("serve", "--config", made, exit_status=1).stderr.endswith(f"{words}\n")
 
 
+def test_check_tells_who_old_clients_without_a_token_are(made: Path) -> None:
+    made.write_text(f"{made.read_text()}\n[compat]\nuser = 'old-clients'\n")
+    for command, says in (
+        ((), "there is no user old-clients, so nobody is served without a token; add it: s2cs user add old-clients"),
+        (("add",), "whoever reaches the control port is old-clients, without a token"),
+        (("disable",), "old-clients is disabled, so nobody is served without a token"),
+    ):
+        if command:
+            s2cs("user", *command, "old-clients", "--config", made)
+        assert f"warn  [compat] user: {says}\n" in s2cs("check", "--config", made).stdout
+
+
 def test_check_finds_a_metrics_port_that_is_taken(made: Path) -> None:
     found = re.search(r'\[metrics\]\nlisten = \["127.0.0.1:(\d+)"\]', made.read_text())
     assert found
