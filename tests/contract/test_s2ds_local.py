@@ -320,16 +320,22 @@ async def test_a_proxy_that_died_unwatched_is_started_again(kind: Flavour, tmp_p
             assert len(listening(range_)) == 2
 
 
-async def test_workers_that_outlived_their_master_unwatched_are_ended(tmp_path: Path, range_: PortRange) -> None:
-    kind = flavour("nginx")
-    async with left_by_a_killed_server(kind, tmp_path, range_) as (pids, _):
+@pytest.mark.parametrize("name", ["directory", "link"])
+async def test_workers_that_outlived_their_master_unwatched_are_ended(
+    tmp_path: Path, range_: PortRange, name: str
+) -> None:
+    """By a link, as /var/run is one, too."""
+    kind, directory = flavour("nginx"), tmp_path / name
+    (tmp_path / "directory").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to("directory")
+    async with left_by_a_killed_server(kind, directory, range_) as (pids, _):
         os.kill(pids[0], signal.SIGKILL)
         while procfs.alive(pids[0]):
             await asyncio.sleep(0.01)
-        async with local(config(tmp_path, range_, kind)) as server:
+        async with local(config(directory, range_, kind)) as server:
             found = {status.id: status for status in await server.list()}
             assert found["x"].state is TunnelState.RUNNING
-            assert set(processes_in(tmp_path)) == set(found["x"].pids)
+            assert set(processes_in(directory)) == set(found["x"].pids)
             assert not set(found["x"].pids) & set(pids)
 
 

@@ -276,7 +276,7 @@ def _end_orphans(group: int, directory: Path) -> None:
         with suppress(OSError):
             pidfd = os.pidfd_open(pid)
             try:
-                if Path(f"/proc/{pid}/cwd").readlink() == directory:
+                if directory.samefile(f"/proc/{pid}/cwd"):  # its name may lead through a link
                     _pidfd_signal(pidfd, Signals.SIGKILL)
                     gone = select.poll()
                     gone.register(pidfd)
