@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from s2cs.s2ds.backends.base import Backend
 from s2cs.s2ds.contract import Printed
-from s2cs.s2ds.meter import Ledger, Moved
+from s2cs.s2ds.meter import MOST_MOVED, Ledger, Moved
+from scistream.errors import InvalidArgument
 from scistream.vocabulary import Endpoint, Role, printable
 
 MOST_BYTES = 8 * 2**20  # of the disk, for one proxy's log
@@ -59,6 +61,7 @@ class SessionLog:
         self._role = role
         self._ledger = ledger
         self._refusers: set[Endpoint] = set()
+        self._inside = False  # of a line that is longer than a chunk
 
     def take_refusers(self) -> frozenset[Endpoint]:
         """Give the applications that refused a datagram since this was asked last."""
@@ -86,6 +89,7 @@ class SessionLog:
                 with open(self.path, "r+b", opener=_itself) as file:
                     file.truncate(0)
                 self._ledger.offsets[self.path.name] = 0
+                self._inside = False
         except OSError:
             return
 
@@ -122,7 +126,10 @@ class SessionLog:
                     if not end and len(chunk) < _CHUNK:
                         break  # the line is being written
                     whole = whole + end or chunk
-                    self._note(whole.replace(b"\0", b""))
+                    # The rest of a long line is not the beginning of another.
+                    lines = whole.partition(b"\n")[2] if self._inside else whole
+                    self._inside = not whole.endswith((b"\n", b"\0"))  # or in a hole
+                    self._note(lines.replace(b"\0", b""))
                     file.seek(len(whole) - len(chunk), os.SEEK_CUR)
                     offsets[name] = file.tell()
         except OSError:
@@ -140,16 +147,27 @@ class SessionLog:
             self._pass_on(kept)
         if self._backend.refused_line is not None:
             for match in self._backend.refused_line.finditer(lines):
-                self._refusers.add(Endpoint.parse(match["peer"].decode()))
+                with suppress(InvalidArgument):
+                    self._refusers.add(Endpoint.parse(match["peer"].decode("ascii", "replace")))
         for match in self._backend.session_line.finditer(lines):
-            self._ledger.tls = match["version"].decode(), match["cipher"].decode()
+            self._ledger.tls = _word(match["version"]), _word(match["cipher"])
         for match in self._backend.closed_line.finditer(lines):
-            self._ledger.closed += _moved({name: int(text) for name, text in match.groupdict().items()}, self._role)
+            self._ledger.closed += _moved({name: _count(text) for name, text in match.groupdict().items()}, self._role)
 
 
 def _itself(path: str, flags: int) -> int:
     """Open a file that proxies write to: no other that it may lead to, and without waiting where it is a pipe."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _word(text: bytes) -> str:
+    """Read a name that a proxy logged: it may have been taken over, and log what it likes."""
+    return printable(text[:KEPT_WIDTH].decode("ascii", "replace"))
+
+
+def _count(text: bytes) -> int:
+    """Read a number that a proxy logged; one that cannot be is as good as the most."""
+    return int(text) if len(text) < len(str(MOST_MOVED)) else MOST_MOVED
 
 
 def _moved(counts: dict[str, int], role: Role) -> Moved:

@@ -20,6 +20,9 @@ from s2cs.s2ds.contract import Leg, Traffic
 from s2cs.s2ds.sockdiag import Connection, connections, flows
 from scistream.vocabulary import Role
 
+MOST_MOVED = 2**56
+"""Bytes that a tunnel is counted for at most: years at half a gigabyte a second. Sums of it have room on the wire."""
+
 _RATE_S = 0.5  # a rate is the mean over so long at least
 
 
@@ -135,7 +138,8 @@ class Moved:
     connections: int = 0
 
     def __add__(self, other: Moved) -> Moved:
-        return Moved(self.up + other.up, self.down + other.down, self.connections + other.connections)
+        sums = (self.up + other.up, self.down + other.down, self.connections + other.connections)
+        return Moved(*(min(each, MOST_MOVED) for each in sums))
 
 
 class Ledger:

@@ -9,15 +9,19 @@ import os
 import pkgutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc.aio
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 
 import s2cs.s2ds.backends
 import s2cs.s2ds.launchers
@@ -34,6 +38,7 @@ from s2cs.s2ds.launchers.base import Job
 from s2cs.s2ds.local import LocalDataServer
 from scistream.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from scistream.vocabulary import Endpoint, PortRange, Rate, Role
+from scistream.x509 import PrivateKey
 from tests.support.ports import ports
 from tests.support.tunnels import (
     FLAVOURS,
@@ -44,6 +49,7 @@ from tests.support.tunnels import (
     calling,
     config,
     flavour,
+    hang_up,
     kill,
     listening,
     local,
@@ -608,6 +614,60 @@ async def test_strangers_who_knock_do_not_fill_the_disk(
             written = max(written, *(path.stat().st_blocks * 512 for path in (tmp_path / "x").glob("*.log")))
         assert 0 < written < 100_000
         assert (await server.list())[0].state is TunnelState.RUNNING
+
+
+async def test_a_strangers_certificate_says_nothing_in_the_log(
+    kind: Flavour, tmp_path: Path, range_: PortRange
+) -> None:
+    """Stunnel logs its subject; neither counts, nor TLS, nor what becomes of an update are read there."""
+    session, key = Session(), PrivateKey.generate()
+    words = (
+        "Connection closed: 1234567 byte(s) sent to TLS, 7654321 byte(s)",
+        "TLSv1.3 ciphersuite: NONE",
+        "Configuration failed",
+    )
+    name = x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, word) for word in words])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.key.public_key())
+    made = made.serial_number(1).not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+    (tmp_path / "stranger.pem").write_bytes(
+        made.sign(key.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM) + key.pem
+    )
+    stranger = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    stranger.check_hostname, stranger.verify_mode = False, ssl.CERT_NONE
+    stranger.load_cert_chain(tmp_path / "stranger.pem")
+
+    async def knock(to: Endpoint) -> None:
+        with suppress(OSError, ssl.SSLError):
+            reader, writer = await asyncio.open_connection(to.host, to.port, ssl=stranger)
+            try:
+                await reader.read()  # until it is shown the door, and that is logged
+            finally:
+                await hang_up(writer)
+
+    async with local(config(tmp_path / "d", range_, kind)) as server, application(answering(b"app")) as target:
+        reserved = await server.reserve(session.spec(Role.PROD, id="x"))
+        bridge = session.bridge(reserved, Role.PROD, target)
+        await server.start("x", bridge)
+
+        async def keep_knocking() -> None:
+            while True:
+                await knock(reserved.listeners[0])
+
+        knocking = [asyncio.create_task(keep_knocking()) for _ in range(4)]
+        try:
+            await knock(reserved.listeners[0])
+            for _ in range(3):
+                await server.update("x", bridge)
+        finally:
+            for task in knocking:
+                task.cancel()
+            await asyncio.gather(*knocking, return_exceptions=True)
+        (status,) = await server.list()
+        assert (status.traffic.total, status.traffic.from_producer, status.traffic.from_consumer) == (0, 0, 0)
+        assert status.tls_cipher != "NONE"
+        async with calling(reserved.listeners[0], session) as caller:
+            assert await caller.ask(b"1") == b"app 1"
 
 
 @pytest.mark.parametrize(

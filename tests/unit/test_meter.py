@@ -14,7 +14,7 @@ import pytest
 from s2cs.s2ds import procfs
 from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.logs import MOST_BYTES, Book, SessionLog
-from s2cs.s2ds.meter import Group, Ledger, Live, Look, Meter, Moved, Resting, measure
+from s2cs.s2ds.meter import MOST_MOVED, Group, Ledger, Live, Look, Meter, Moved, Resting, measure
 from s2cs.s2ds.sockdiag import connections
 from scistream.vocabulary import Role
 
@@ -52,6 +52,36 @@ def test_a_connection_that_ended_is_counted_once_whoever_reads(tmp_path: Path, n
     assert again.closed == Moved(60, 140, 2)
     assert Ledger(keep).closed == again.closed
     assert keep.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("name", _LINES)
+@pytest.mark.parametrize("before", [b'2026.05.01 12:00:00 LOG4[0]: O="', b"x" * 2 * 65536], ids=["said", "long"])
+def test_what_stands_further_on_in_a_line_counts_nothing(tmp_path: Path, name: str, before: bytes) -> None:
+    """A stranger may have a word there: Stunnel logs the subject of a certificate that it refuses."""
+    file, ledger = tmp_path / "proxy-1.log", Ledger(tmp_path / "traffic.json")
+    log = SessionLog(file, BACKENDS[name], Role.PROD, ledger)
+    line = _LINES[name].splitlines(keepends=True)[0].encode()
+    file.write_bytes(before + line)
+    log.read()
+    assert (ledger.closed, ledger.tls) == (Moved(), ("", ""))
+    with file.open("ab") as more:
+        more.write(line)
+    log.read()
+    assert ledger.closed == Moved(30, 70, 1)
+
+
+@pytest.mark.parametrize("name", _LINES)
+def test_a_proxy_that_logs_what_it_likes_is_no_obstacle(tmp_path: Path, name: str) -> None:
+    """Numbers that nothing could hold, and bytes that are no text."""
+    file, ledger = tmp_path / "proxy-1.log", Ledger(tmp_path / "traffic.json")
+    line = _LINES[name].splitlines(keepends=True)[0]
+    huge = line.replace("70", "7" * 5000).replace("30", "3" * 60).replace("_AES_", "_\xff_").encode("latin-1") * 3
+    refused = 'recv() failed (111: no) while x, udp client: x, upstream: "{}", bytes'
+    lines = [f"2026/05/01 12:00:00 [error] 1#1: *1 {refused.format(peer)}\n" for peer in ("\xff", "1:99999", "no port")]
+    file.write_bytes(huge + "".join(lines).encode("latin-1"))
+    SessionLog(file, BACKENDS[name], Role.PROD, ledger).read()
+    assert ledger.closed == Moved(MOST_MOVED, MOST_MOVED, 3)
+    assert "".join(ledger.tls).isprintable()
 
 
 def test_stunnels_sides_are_the_other_way_round_at_the_consumers_gateway(tmp_path: Path) -> None:

@@ -180,6 +180,8 @@ class Backend(ABC):
     drain: ClassVar[Signals]  # stop accepting, exit when the last stream has ended
     reload: ClassVar[Reload]
     log_for_each: ClassVar[bool] = False  # gets a descriptor of its log for each listener
+    # All these match a line from its beginning, where it says itself what it is about: further on in a line a stranger
+    # may have a word, in the subject of a certificate for one.
     refusal: ClassVar[re.Pattern[str]]  # what it logs when it refuses a new configuration
     session_line: ClassVar[re.Pattern[bytes]]  # what it logs of a TLS session: groups `version` and `cipher`
     # What it logs of a connection that has ended, with the bytes of the applications: groups `up` (towards the

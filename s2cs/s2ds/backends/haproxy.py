@@ -23,7 +23,7 @@ class HAProxy(Backend):
     drain = Signals.SIGUSR1
     reload = Reload.REPLACE
     log_for_each = True  # a thread that finds a descriptor in another's hands gives up, and the line is lost
-    refusal = re.compile(r"\[ALERT\]")
+    refusal = re.compile(r"^\[ALERT\]", re.MULTILINE)
     session_line = re.compile(rb"^session \S+ \S+ (?P<version>TLS\S+) (?P<cipher>\S+) ", re.MULTILINE)
     closed_line = re.compile(rb"^session .* up=(?P<up>\d+) down=(?P<down>\d+)$", re.MULTILINE)
 

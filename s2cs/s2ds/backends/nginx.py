@@ -29,12 +29,14 @@ class Nginx(Backend):
     paces = True
     drain = Signals.SIGQUIT
     reload = Reload.SIGNAL
-    refusal = re.compile(r"\[emerg\]")
-    closed_line = re.compile(rb" session \S+ 200 .* sent=(?P<down>\d+) received=(?P<up>\d+) ")
+    refusal = re.compile(r"^\S+ \S+ \[emerg\]", re.MULTILINE)
+    closed_line = re.compile(rb"^\S+ session \S+ 200 .* sent=(?P<down>\d+) received=(?P<up>\d+) ", re.MULTILINE)
     refused_line = re.compile(
-        rb'recv\(\) failed \(111: [^)]*\) while [^"]*, udp client: [^"]*, upstream: "(?P<peer>[^"]+)"'
+        rb"^\S+ \S+ \[\w+\] \S+ \S+ "
+        rb'recv\(\) failed \(111: [^)]*\) while [^"]*, udp client: [^"]*, upstream: "(?P<peer>[^"]+)"',
+        re.MULTILINE,
     )
-    session_line = re.compile(rb" session \S+ \S+ (?P<version>TLS\S+) (?P<cipher>\S+) ")
+    session_line = re.compile(rb"^\S+ session \S+ \S+ (?P<version>TLS\S+) (?P<cipher>\S+) ", re.MULTILINE)
 
     def inspect(self, program: Path) -> Found:
         """Read version and modules from what `nginx -V` prints."""

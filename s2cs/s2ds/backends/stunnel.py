@@ -13,6 +13,9 @@ from s2cs.s2ds.backends.base import Backend, Found, Reload, View, output_of
 from s2cs.s2ds.confinement import RUN
 from s2cs.s2ds.contract import Capability
 
+_OWN = r"^\S+ \S+ LOG\d\[[a-z]+\]: "  # of a connection, and so of strangers, it logs with that one's number
+_OWN_LINE = re.compile(rf"{_OWN}.*", re.MULTILINE)
+
 
 class Stunnel(Backend):
     """Stunnel, told of its sockets as by systemd: the n-th section takes the n-th."""
@@ -30,13 +33,16 @@ class Stunnel(Backend):
     capabilities = frozenset({Capability.MUTUAL_TLS, Capability.PSK, Capability.RATE_LIMIT})
     drain = Signals.SIGTERM
     reload = Reload.SIGNAL
-    refusal = re.compile(r"Failed to (reload|bind)|Configuration failed")
+    refusal = re.compile(rf"{_OWN}.*(Failed to (reload|bind)|Configuration failed)", re.MULTILINE)
     # One that was reset before it carried anything was no connection of the session.
     closed_line = re.compile(
-        rb"Connection (?:closed|reset(?!: 0 byte\(s\) sent to TLS, 0 )): "
-        rb"(?P<to_tls>\d+) byte\(s\) sent to TLS, (?P<to_plain>\d+) byte"
+        rb"^\S+ \S+ LOG\d\[\w+\]: Connection (?:closed|reset(?!: 0 byte\(s\) sent to TLS, 0 )): "
+        rb"(?P<to_tls>\d+) byte\(s\) sent to TLS, (?P<to_plain>\d+) byte",
+        re.MULTILINE,
     )
-    session_line = re.compile(rb"\]: (?P<version>TLSv1\S*) ciphersuite: (?P<cipher>\S+)")
+    session_line = re.compile(
+        rb"^\S+ \S+ LOG\d\[\w+\]: (?P<version>TLSv1\S*) ciphersuite: (?P<cipher>\S+)", re.MULTILINE
+    )
 
     def inspect(self, program: Path) -> Found:
         """Read the version and what it was built with."""
@@ -54,7 +60,8 @@ class Stunnel(Backend):
     def serves(self, view: View) -> bool:
         """See the pid file, which it writes last of all, and the sockets; after a reload, its word."""
         if view.before is not None:
-            return view.log.rpartition("Configuration successful")[2].count(") bound to ") >= len(view.inodes)
+            own = "\n".join(_OWN_LINE.findall(view.log))
+            return own.rpartition("Configuration successful")[2].count(") bound to ") >= len(view.inodes)
         return _written(view.directory / RUN / "stunnel.pid") == str(
             procfs.own_number(view.pid)
         ) and view.inodes <= procfs.sockets(view.pid)
