@@ -36,6 +36,7 @@ from s2cs.s2ds.remote.codec import NodeInfo
 from s2cs.s2ds.remote.link import describe
 from s2cs.s2ds.router import DIRECTORY, RELAY
 from s2cs.settings import Settings
+from s2cs.tables import others_can_read
 from scistream.errors import FailedPrecondition, NotFound, ScistreamError
 from scistream.vocabulary import Endpoint
 from scistream.x509 import SKEW, check_server_certificate
@@ -90,8 +91,7 @@ def _certificate(settings: Settings) -> Iterator[Finding]:
     left = check_server_certificate(pem, key).not_valid_after_utc - datetime.now(UTC)
     text = f"certificate {settings.server.certificate} is valid for {left.days} days"
     yield Finding(True, text, warning=left.days < _EXPIRY_WARNING_DAYS)
-    mode = settings.server.key.stat().st_mode & 0o077
-    if mode:
+    if others_can_read(settings.server.key):
         yield Finding(False, f"key {settings.server.key} can be read by others; mend: chmod 600 {settings.server.key}")
 
 

@@ -6,7 +6,6 @@ They know the first nine fields of four messages, and nothing of credentials for
 from __future__ import annotations
 
 import logging
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterable
 from enum import StrEnum
@@ -20,7 +19,7 @@ from s2cs.audit.log import Audit
 from s2cs.auth import Caller
 from s2cs.logs import about
 from s2cs.s2ds.contract import BackendInfo, Capability, PreSharedKey
-from s2cs.tables import Table
+from s2cs.tables import Table, others_can_read
 from scistream.errors import FailedPrecondition
 from scistream.machine import Session
 from scistream.vocabulary import Uid
@@ -52,7 +51,7 @@ class Compat(Table):
             return b""
         file = Path(self.psk_secret_file)
         try:
-            if stat.S_IMODE(file.stat().st_mode) & 0o077:
+            if others_can_read(file):
                 raise FailedPrecondition(f"{file} can be read by others; chmod 600 {file}")
             secret = file.read_bytes().strip()
         except OSError as error:

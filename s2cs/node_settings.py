@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +9,7 @@ from pydantic import Field, SecretStr
 
 from s2cs.settings import GATEWAY_NAME, NetworkSettings, Proxies
 from s2cs.settings_file import read
-from s2cs.tables import Listen, Table
+from s2cs.tables import Listen, Table, others_can_read
 from scistream.errors import FailedPrecondition
 
 
@@ -42,9 +41,6 @@ def load_node(file: Path) -> NodeSettings:
         FailedPrecondition: others can read the key in them.
     """
     settings = read(file, NodeSettings)
-    status = file.stat()
-    own = status.st_uid == os.geteuid()
-    # A Secret in a pod is root's, and given to the pod's user by a group of the pod's own.
-    if status.st_mode & (0o077 if own else 0o037):
+    if others_can_read(file):
         raise FailedPrecondition(f"{file} holds this node's key and can be read by others; mend: chmod 600 {file}")
     return settings

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -15,6 +17,19 @@ class Table(BaseModel):
     """A table of settings: unknown keys are faults, and nothing changes after it is read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, arbitrary_types_allowed=True)
+
+
+def others_can_read(file: Path) -> bool:
+    """Tell whether a file with a secret can be read by others than this process's user.
+
+    A Secret in a pod is root's, and given to the pod's user by a group of the pod's own.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
+    status = file.stat()
+    given = status.st_uid == 0 != os.geteuid() and status.st_gid in {os.getegid(), *os.getgroups()}
+    return bool(status.st_mode & (0o037 if given else 0o077))
 
 
 def read_by(parse: Any) -> BeforeValidator:

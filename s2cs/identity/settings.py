@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from s2cs.tables import Duration, Listen, Table
+from s2cs.tables import Duration, Listen, Table, others_can_read
 from scistream.errors import FailedPrecondition
 
 Scope = Literal["sessions", "read", "admin"]
@@ -115,7 +114,7 @@ class Introspection(Issuer):
                 return secret
             raise FailedPrecondition(f"[[auth.introspection]] {self.name}: the environment has no {self.secret_env}")
         try:
-            if stat.S_IMODE(self.secret_file.stat().st_mode) & 0o077:
+            if others_can_read(self.secret_file):
                 raise FailedPrecondition(f"{self.secret_file} can be read by others; chmod 600 {self.secret_file}")
             if secret := self.secret_file.read_text().strip():
                 return secret

@@ -144,6 +144,10 @@ class Engine:
                 raise self._silent(error) from None
 
     def _silent(self, error: Exception) -> Unavailable:
+        if isinstance(error, PermissionError):
+            return Unavailable(
+                f"the container engine at {self._socket} is not open to this user; make it one of the socket's group"
+            )
         why = str(error).rpartition("] ")[2] or type(error).__name__
         return Unavailable(
             f"the container engine at {self._socket} does not answer ({why}); start it, or correct [s2ds] engine"

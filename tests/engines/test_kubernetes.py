@@ -384,7 +384,7 @@ def test_s2cs_in_the_cluster_can_lose_its_pod(kube: Cluster, user: User, pair: t
         inside = ("-n", NAMESPACE, "exec", "deploy/s2cs", "--", "s2cs")
         token = kube.kubectl(*inside, "user", "add", "alice").strip()
         (user.directory / "token").write_text(token)
-        assert "the cluster takes pods" in kube.kubectl(*inside, "check", check=False)
+        assert "the cluster takes pods" in kube.kubectl(*inside, "check")
         user.knows("inside", f"{NODE}:30500", certs / "ca.crt", user.directory / "token")
         with streaming(user, producer="inside") as flow:
             old = [pod["metadata"]["name"] for pod in kube.items("pods", "-l", "app.kubernetes.io/name=scistream-s2cs")]

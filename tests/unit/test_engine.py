@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -14,6 +15,7 @@ import pytest
 
 from s2cs.s2ds.backends import BACKENDS
 from s2cs.s2ds.config import Containers
+from s2cs.s2ds.engine import Engine
 from s2cs.s2ds.launchers import docker
 from s2cs.s2ds.launchers.base import Job
 from s2cs.s2ds.launchers.docker import DockerLauncher
@@ -93,3 +95,14 @@ async def test_an_engine_that_fails_later_is_told(
     with pytest.raises(Unavailable):
         await launcher.launch(Job(("/bin/true",), tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["sock"]
+
+
+def test_an_engine_that_this_user_may_not_use_is_told_of_as_that(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "sock").chmod(0)
+    user = os.geteuid()
+    os.seteuid(user or 65534)
+    try:
+        with pytest.raises(Unavailable, match="is not open to this user; make it one of the socket's group"):
+            Engine(tmp_path / "sock").image("scistream")
+    finally:
+        os.seteuid(user)

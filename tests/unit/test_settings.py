@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from s2cs.settings_file import SettingsError, load
+from s2cs.tables import others_can_read
 
 
 def written(directory: Path, text: str) -> Path:
@@ -134,3 +136,33 @@ def test_the_environment_overrides(tmp_path: Path) -> None:
     assert str(settings.policy.targets[0]) == "10.0.0.0/8"
     with pytest.raises(SettingsError, match=r"\[limits\] sesions: unknown key"):
         load(file, {"SCISTREAM_LIMITS__SESIONS": "7"})
+
+
+@pytest.mark.parametrize(
+    ("owner", "group", "mode", "others"),
+    [
+        (1000, 1000, 0o600, False),
+        (1000, 1000, 0o640, True),
+        (0, 1000, 0o440, False),  # as Kubernetes gives a pod its Secret
+        (0, 7, 0o440, False),
+        (0, 8, 0o440, True),
+        (0, 1000, 0o444, True),
+        (0, 1000, 0o460, True),
+        (1001, 1000, 0o440, True),
+    ],
+)
+def test_who_can_read_a_secret(
+    monkeypatch: pytest.MonkeyPatch, owner: int, group: int, mode: int, others: bool
+) -> None:
+    """For user 1000 of the groups 1000 and 7."""
+    for name, value in {"geteuid": 1000, "getegid": 1000, "getgroups": [7]}.items():
+        monkeypatch.setattr(os, name, lambda value=value: value)
+    monkeypatch.setattr(Path, "stat", lambda path: os.stat_result((mode, 0, 0, 1, owner, group, 0, 0, 0, 0)))
+    assert others_can_read(Path("secret")) is others
+
+
+def test_a_secret_of_root_is_closed_to_groups_where_root_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"geteuid": 0, "getegid": 0, "getgroups": [0]}.items():
+        monkeypatch.setattr(os, name, lambda value=value: value)
+    monkeypatch.setattr(Path, "stat", lambda path: os.stat_result((0o440, 0, 0, 1, 0, 0, 0, 0, 0, 0)))
+    assert others_can_read(Path("secret"))
