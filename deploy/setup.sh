@@ -2,7 +2,8 @@
 # Install a gateway as a service of this host, or remove it. Run it again to upgrade: what is up to date is left alone.
 set -eu
 
-PATH="$PATH:/usr/sbin:/sbin"
+# Not the PATH of who calls: a Python of a home would be out of the service's sight.
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 deploy=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 tree=$(dirname -- "$deploy")
 home=/opt/scistream

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import pwd
 import resource
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -300,11 +302,24 @@ def _lasting(what: str, path: Path) -> Iterator[Finding]:
         yield Finding(True, f"{what} {path} is valid for {left.days} days", warning=left.days < _EXPIRY_WARNING_DAYS)
 
 
+def _served_by(settings: Settings) -> str:
+    """Name the user who S2CS was run as, where that is another than root."""
+    with suppress(OSError):
+        if owner := settings.server.state_dir.stat().st_uid:
+            with suppress(KeyError):
+                return pwd.getpwuid(owner).pw_name
+            return str(owner)
+    return ""
+
+
 def _confinement(settings: Settings) -> Iterator[Finding]:
     """Look at what runs the proxies, and what keeps them from each other and keys from everybody else."""
     containers = Containers(settings.s2ds.engine, settings.s2ds.image)
     if lacking := LAUNCHERS[settings.s2ds.launcher].using(containers).lacks():
         yield Finding(False, f'[s2ds] launcher "{settings.s2ds.launcher}" cannot be used: {lacking}')
+    elif settings.s2ds.launcher == "systemd" and (user := _served_by(settings)):
+        text = f"systemd makes units for root only, and S2CS was run as {user}; run it with privileged.conf, or as root"
+        yield Finding(True, f'[s2ds] launcher "systemd": {text}', warning=True)
     try:
         found = confinement.choose(settings.s2ds.user)
     except ScistreamError as error:

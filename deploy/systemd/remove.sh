@@ -8,7 +8,7 @@ for unit in scistream.service scistream-s2ds.service; do
     # Proxies that were left running (on_shutdown = "keep").
     systemctl kill --signal=KILL "$unit" 2>/dev/null || :
 done
-# Those in units of their own.
-systemctl stop 'scistream-*.scope' 2>/dev/null || :
+# Those in units of their own, and the slice that these are in.
+systemctl stop scistream.slice 2>/dev/null || :
 rm -rf /run/scistream /run/scistream-s2ds
 rm -f /var/lib/scistream/tunnels /var/lib/scistream-s2ds/tunnels

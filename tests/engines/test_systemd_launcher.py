@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from s2cs.s2ds.launchers.base import out_of_memory
-from tests.engines.facilities import CONSUMER, PRODUCER, install, streaming, user, wait_for
+from tests.engines.facilities import CONSUMER, PRODUCER, install, setup, streaming, user, wait_for
 from tests.support.booted import ROOT, Machine
 
 BACKENDS = ("nginx", "haproxy", "stunnel")
@@ -28,8 +28,7 @@ def facilities(machine: Machine) -> Machine:
             "-euc",
             f"""
             sed -i 's/^\\[s2ds\\]$/[s2ds]\\n{SETTINGS}/' /etc/{etc}/s2cs.toml
-            mkdir -p /etc/systemd/system/{unit}.d
-            cp {ROOT}/deploy/systemd/privileged.conf /etc/systemd/system/{unit}.d/
+            install -D -m 0644 {ROOT}/deploy/systemd/privileged.conf /etc/systemd/system/{unit}.d/privileged.conf
             systemctl daemon-reload
             systemctl restart {unit}
             """,
@@ -263,3 +262,7 @@ def test_without_root_the_launcher_is_refused(facilities: Machine) -> None:
     said = facilities.said("journalctl", "--unit", PRODUCER, "--output", "cat")
     assert 'launcher "systemd" cannot be used: systemd makes units for root only' in said
     assert "privileged.conf" in said
+    checked = facilities.said("s2cs", "check")  # as root, who could make them
+    assert "systemd makes units for root only, and S2CS was run as scistream" in checked
+    setup(facilities, "--uninstall")
+    assert "scistream.slice" not in facilities.said("systemctl", "list-units", "--plain", "scistream*")

@@ -78,6 +78,17 @@ def test_a_program_that_was_put_in_place_and_not_started_is_started(machine: Mac
     assert machine.show(PRODUCER, "MainPID") != pid
 
 
+def test_a_python_of_the_callers_own_is_not_taken(machine: Machine) -> None:
+    """The service does not see into homes."""
+    python = "/root/own/python3.13"
+    script = f"mkdir -p /root/own; printf '#!/bin/sh\\necho >/root/own/taken\\n' >{python}; chmod +x {python}"
+    machine.run("sh", "-euc", f"{script}; rm -r /opt/scistream/releases/*/installed")
+    run = machine.run("env", "PATH=/root/own:/usr/bin:/bin", str(ROOT / "deploy/setup.sh"), *LINKS)
+    assert "installed; settings are in" in run.stderr
+    assert not there(machine, "/root/own/taken")
+    assert machine.show(PRODUCER, "ActiveState") == "active"
+
+
 def test_two_at_once_are_one(machine: Machine) -> None:
     machine.run("sh", "-c", "rm -r /opt/scistream/releases/*/installed")
     begin(machine, *LINKS)
